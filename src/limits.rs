@@ -1,0 +1,42 @@
+//! Every bound of seawall, with its unit and its reason. Nothing here depends on the size of a database.
+
+use std::time::Duration;
+
+/// Raw bytes that one worker reads, hashes and compresses at a time during a backup. Large enough that a frame
+/// of its own costs no compression, small enough that threads × chunk stays far below the memory promise.
+pub const CHUNK_BYTES: usize = 4 << 20;
+
+/// Stored bytes that make one piece of a multipart upload. S3 wants at least 5 MiB for all but the last and
+/// allows 10,000 pieces: 8 MiB reaches 80 GB of compressed tar, far above one tar part.
+pub const UPLOAD_PIECE_BYTES: usize = 8 << 20;
+
+/// Raw bytes after which a tar part is closed. A part is the unit of parallel restore; one larger file makes a
+/// larger part, because tar cannot split a member.
+pub const TAR_PART_BYTES: u64 = 256 << 20;
+
+/// Most tar parts of one backup; a larger database gets larger parts, so that listings stay short.
+pub const TAR_PARTS_MAX: u64 = 10_000;
+
+/// Largest JSON document (sentinel, metadata, identity) that is read into memory.
+pub const JSON_BYTES_MAX: u64 = 64 << 20;
+
+/// Largest file that is read whole: pg_control, backup_label, history files, configuration.
+pub const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Largest single message accepted from PostgreSQL.
+pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Buffer for copying between descriptors; 256 KiB fits the second level cache and beats 1 MiB.
+pub const COPY_BUFFER_BYTES: usize = 256 << 10;
+
+/// Keys per LIST page; S3 gives no more.
+pub const LIST_PAGE_KEYS: usize = 1_000;
+
+/// First pause of a retry; it doubles up to `RETRY_PAUSE_MAX`, with jitter.
+pub const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(100);
+
+/// Longest pause between two tries.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How long a TCP or TLS connection may take.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -1,0 +1,12 @@
+//! Facts of PostgreSQL: numbers, names and file formats. No I/O, no clock, no threads.
+
+pub mod lsn;
+pub mod segment;
+pub mod timeline;
+pub mod timestamp;
+pub mod wal_name;
+
+pub use lsn::Lsn;
+pub use segment::{Segment, SegmentNo, SegmentSize};
+pub use timeline::{TimelineHistory, TimelineId};
+pub use wal_name::WalName;

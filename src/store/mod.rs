@@ -1,0 +1,134 @@
+//! Stores: keys and bytes, no WAL, no backups. One backend is one file; `retry` and `faulty` are decorators with
+//! the same trait; `suite` is the one conformance test that every backend runs.
+//!
+//! What every backend promises:
+//! * S1 `put` and `Upload::finish` answer `Ok` only when the whole object is durable under its final name.
+//! * S2 With `When::Absent` an existing object is never changed; the answer is `Kind::Exists`.
+//! * S3 A failed or dropped upload leaves nothing under the final name.
+//! * S4 `Kind::Missing` from `get` and `None` from `head` mean that the store itself said the key is not there;
+//!   a missing bucket, directory, permission or gateway never look like that.
+//! * S5 Errors that may pass are `Kind::Transient`; nothing else is. No backend retries by itself.
+//! * S6 A reader that ends before the object does gives an error, never a short success.
+
+use crate::error::{Error, Kind, Result};
+use crate::pg::timestamp::Timestamp;
+use std::fmt;
+use std::io::Read;
+
+/// The name of an object: relative to the prefix, parts joined by `/`, never empty parts, `.` or `..`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// Checks the rules above.
+    pub fn new(text: impl Into<String>) -> Result<Key> {
+        let text = text.into();
+        let fine =
+            |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains('\0');
+        if text.split('/').all(fine) && text.len() <= 900 {
+            return Ok(Key(text));
+        }
+        Err(Error::new(
+            Kind::Corrupt,
+            format!("{text:?} is not an object key"),
+        ))
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a store tells of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectInfo {
+    /// Its key.
+    pub key: Key,
+    /// Stored bytes.
+    pub size: u64,
+    /// When it was stored, by the store's clock.
+    pub modified: Timestamp,
+    /// CRC-32C of the stored bytes, where the store keeps and returns it for the whole object.
+    pub crc32c: Option<u32>,
+}
+
+/// Whether an existing object may be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// Only if there is none: the rule for everything but the two replaceable objects.
+    Absent,
+    /// Always: `metadata.json` and `<segment>.growing`.
+    Always,
+}
+
+/// What a backend can promise, as far as it is known without asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// `When::Absent` is decided by the store in one step. `false`: unknown or known to be ignored, so the
+    /// caller must look first (`head`); some S3 servers say yes and overwrite.
+    pub atomic_absent: bool,
+}
+
+/// An open object: its stored size and its bytes from the asked offset to the end.
+pub struct Body {
+    /// Stored bytes of the whole object.
+    pub size: u64,
+    /// What tells one version of the object from another (ETag, inode and time), for resuming.
+    pub version: Option<String>,
+    /// The bytes from the offset to the end; an early end is an error.
+    pub reader: Box<dyn Read + Send>,
+}
+
+/// Keys and bytes. Every method may be called from many threads.
+pub trait Store: Send + Sync {
+    /// Where this is, without secrets, as in `s3://bucket/path` or `file:///dir`.
+    fn location(&self) -> String;
+
+    /// What it can promise.
+    fn features(&self) -> Features;
+
+    /// Stores `bytes` whole under `key`.
+    fn put(&self, key: &Key, bytes: &[u8], when: When) -> Result<()>;
+
+    /// Begins an object that is larger than `limits::UPLOAD_PIECE_BYTES`, to be sent in pieces.
+    fn begin(&self, key: &Key, when: When) -> Result<Box<dyn Upload>>;
+
+    /// Opens an object at `offset`; an offset equal to the size gives an empty reader.
+    fn get(&self, key: &Key, offset: u64) -> Result<Body>;
+
+    /// What the store knows of `key`; `None` when it is proven absent.
+    fn head(&self, key: &Key) -> Result<Option<ObjectInfo>>;
+
+    /// Calls `each` for every object whose key begins with `prefix` and is greater than `after`, in key order
+    /// (bytes). Pages are bounded; `each` returning `false` ends the listing early.
+    fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
+    ) -> Result<()>;
+
+    /// Removes an object; absent is fine.
+    fn delete(&self, key: &Key) -> Result<()>;
+
+    /// Makes sure that an existing object and its name are durable, before "it is there already" is believed.
+    /// Stores whose acknowledgement is durable do nothing.
+    fn settle(&self, key: &Key) -> Result<()>;
+}
+
+/// An object sent in pieces. Dropped without `finish`: aborted, nothing remains under the final name.
+pub trait Upload: Send + Sync {
+    /// Sends piece `number` (from 0) that begins at `offset` of the object. Pieces may be sent by several threads
+    /// and in any order; each but the last has at least `limits::UPLOAD_PIECE_BYTES` bytes.
+    fn piece(&self, number: u32, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Makes the object appear, whole and durable, with `pieces` pieces and `size` bytes.
+    fn finish(self: Box<Self>, pieces: u32, size: u64) -> Result<()>;
+}
