@@ -15,7 +15,10 @@ pub enum Kind {
     Usage,
     /// A setting is missing, unknown or has an unusable value.
     Config,
-    /// The thing asked for is not there, and that is proven.
+    /// WAL that is proven not to be in the archive: the end of recovery. Made by `archive/wal` alone, after the
+    /// whole proof; the only kind that lets `wal-fetch` exit with 1.
+    Absent,
+    /// The thing asked for is not there.
     Missing,
     /// An object or file of that name exists already.
     Exists,
@@ -62,7 +65,7 @@ impl Kind {
             Kind::Corrupt => 6,
             Kind::Denied => 7,
             Kind::Transient | Kind::Unavailable => 8,
-            Kind::Missing => 9,
+            Kind::Missing | Kind::Absent => 9,
             Kind::Hole => 10,
             Kind::Full => 11,
             Kind::Interrupted => 12,
@@ -75,7 +78,7 @@ impl Kind {
     /// PostgreSQL takes 1..125 of `restore_command` as the end of WAL and opens the database.
     pub fn fetch_code(self) -> u8 {
         match self {
-            Kind::Missing => 1,
+            Kind::Absent => 1,
             other => 200 + other.code(),
         }
     }
@@ -250,6 +253,7 @@ mod tests {
         let all = [
             Usage,
             Config,
+            Missing,
             Exists,
             Hole,
             Refused,
@@ -266,7 +270,7 @@ mod tests {
             Findings,
             Bug,
         ];
-        assert_eq!(Missing.fetch_code(), 1);
+        assert_eq!(Absent.fetch_code(), 1);
         for kind in all {
             assert!((200..=219).contains(&kind.fetch_code()), "{kind:?}");
             assert!((1..=125).contains(&kind.code()), "{kind:?}");
