@@ -1,1 +1,87 @@
-//! work
+//! Threads and signals: the only door to both. `stop` ends work in good order, `crew` joins named threads and finds
+//! the first error, `pool` gives equal jobs to workers, `rate` slows them down.
+//!
+//! Nothing here is detached and forgotten: who starts a thread joins it. The one exception is the thread that
+//! listens for signals, which lives as long as the process.
+
+pub mod crew;
+pub mod pool;
+pub mod rate;
+pub mod stop;
+
+use crate::error::{Error, Kind, Result};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::JoinHandle;
+
+/// One job that runs beside the caller.
+pub struct Handle<T> {
+    name: String,
+    thread: JoinHandle<Result<T>>,
+}
+
+/// Runs `job` on a thread of its own.
+pub fn background<T: Send + 'static>(
+    name: &str,
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<Handle<T>> {
+    let label = name.to_string();
+    let thread = std::thread::Builder::new()
+        .name(label.clone())
+        .spawn(move || caught(&label, || Ok(job())))
+        .map_err(|e| could_not_start(name, e))?;
+    Ok(Handle {
+        name: name.to_string(),
+        thread,
+    })
+}
+
+impl<T> Handle<T> {
+    /// Waits for the job; a panic in it is `Kind::Bug`.
+    pub fn join(self) -> Result<T> {
+        match self.thread.join() {
+            Ok(result) => result,
+            Err(panic) => Err(panicked(&self.name, panic)),
+        }
+    }
+
+    /// Whether `join` would answer at once.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
+    }
+}
+
+/// Runs `job`; a panic becomes an error that names the thread. The state that the panic may have left half changed is
+/// not looked at again: everybody stops on that error.
+fn caught<T>(thread: &str, job: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(job)).unwrap_or_else(|panic| Err(panicked(thread, panic)))
+}
+
+fn panicked(thread: &str, panic: Box<dyn Any + Send>) -> Error {
+    let text = match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (None, Some(text)) => text.as_str(),
+        (None, None) => "no message",
+    };
+    Error::new(Kind::Bug, format!("thread \"{thread}\" panicked: {text}"))
+        .hint("This is a mistake in seawall; please report it.")
+}
+
+fn could_not_start(thread: &str, cause: std::io::Error) -> Error {
+    Error::io(format!("could not start thread \"{thread}\""), cause)
+        .hint("Check the limits on processes and memory (ulimit -u, pids.max).")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_background_job_gives_its_value_or_its_panic() {
+        assert_eq!(background("sum", || 1 + 1).unwrap().join().unwrap(), 2);
+        let error = background("odd", || panic!("odd number {}", 3)).unwrap();
+        let error = error.join().map(|()| 0).unwrap_err();
+        assert_eq!(error.kind(), Kind::Bug);
+        assert_eq!(error.message(), "thread \"odd\" panicked: odd number 3");
+    }
+}

@@ -1,0 +1,189 @@
+//! Stop: the one way to end work in good order. It only ever goes from running to stopped, and everyone who waits on
+//! it wakes at once.
+
+use crate::error::{Error, Kind, Result};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+/// A flag with waiters, shared by clones.
+#[derive(Clone, Debug, Default)]
+pub struct Stop(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    stopped: AtomicBool,
+    /// The signal that stopped it; 0 for none.
+    signal: AtomicI32,
+    /// Guards the children, and is what waiters sleep on.
+    children: Mutex<Vec<Weak<Shared>>>,
+    wake: Condvar,
+}
+
+impl Stop {
+    /// A stop that nobody has raised yet.
+    pub fn new() -> Stop {
+        Stop::default()
+    }
+
+    /// A stop that SIGINT and SIGTERM raise; further signals change nothing. Handlers are set even where the parent
+    /// had the signal ignored (shells do that to SIGINT of background jobs): cron and systemd send them on purpose.
+    pub fn on_signals() -> Result<Stop> {
+        let stop = Stop::new();
+        let mut signals = Signals::new([SIGINT, SIGTERM])
+            .map_err(|e| Error::io("could not handle SIGINT and SIGTERM", e))?;
+        let raised = stop.clone();
+        std::thread::Builder::new()
+            .name("signals".to_string())
+            .spawn(move || {
+                for signal in signals.forever() {
+                    raised.raise(signal);
+                }
+            })
+            .map_err(|e| super::could_not_start("signals", e))?;
+        Ok(stop)
+    }
+
+    /// A stop of its own that also stops when this one does.
+    pub fn child(&self) -> Stop {
+        let child = Stop::new();
+        let mut children = self.0.lock();
+        children.retain(|c| c.strong_count() > 0);
+        children.push(Arc::downgrade(&child.0));
+        drop(children);
+        // Registered first, looked at second: a stop in between reaches it on one way or the other.
+        if self.is_set() {
+            child.raise(self.0.signal.load(Ordering::Acquire));
+        }
+        child
+    }
+
+    /// Stops.
+    pub fn set(&self) {
+        self.raise(0);
+    }
+
+    /// Whether it is time to stop.
+    pub fn is_set(&self) -> bool {
+        self.0.stopped.load(Ordering::Acquire)
+    }
+
+    /// `Kind::Interrupted` once it is time to stop.
+    pub fn check(&self) -> Result<()> {
+        if !self.is_set() {
+            return Ok(());
+        }
+        Err(match self.signal() {
+            Some(SIGINT) => Error::new(Kind::Interrupted, "interrupted by SIGINT"),
+            Some(SIGTERM) => Error::new(Kind::Interrupted, "interrupted by SIGTERM"),
+            _ => Error::new(Kind::Interrupted, "interrupted"),
+        })
+    }
+
+    /// The signal that stopped it, if one did.
+    pub fn signal(&self) -> Option<i32> {
+        Some(self.0.signal.load(Ordering::Acquire)).filter(|s| *s != 0)
+    }
+
+    /// Sleeps for `time`, less if it is time to stop; answers whether it is.
+    pub fn wait(&self, time: Duration) -> bool {
+        let start = Instant::now();
+        let mut guard = self.0.lock();
+        while !self.is_set() {
+            let left = time.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return false;
+            }
+            let woken = self.0.wake.wait_timeout(guard, left);
+            guard = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    fn raise(&self, signal: i32) {
+        self.0.raise(signal);
+    }
+}
+
+impl Shared {
+    fn raise(&self, signal: i32) {
+        let children = self.lock();
+        if self.stopped.load(Ordering::Acquire) {
+            return;
+        }
+        self.signal.store(signal, Ordering::Release);
+        // Set under the lock: a waiter has either not yet looked, or already sleeps and hears the wake.
+        self.stopped.store(true, Ordering::Release);
+        self.wake.notify_all();
+        for child in children.iter().filter_map(Weak::upgrade) {
+            child.raise(signal);
+        }
+    }
+
+    /// Nothing can panic while it is held, and if it did, the list would still be whole.
+    fn lock(&self) -> MutexGuard<'_, Vec<Weak<Shared>>> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends the process by the default action of `signal`, so that the parent sees a death by signal: PostgreSQL takes
+/// that of a `restore_command` as its own shutdown. Returns only if there is no such action.
+pub fn die_by_signal(signal: i32) {
+    if let Err(e) = signal_hook::low_level::emulate_default_handler(signal) {
+        log::error!("could not die by signal {signal}: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Longer than any test may take: a wait that ends in time was woken.
+    const LONG: Duration = Duration::from_secs(600);
+
+    #[test]
+    fn waiters_wake_at_once() {
+        let stop = Stop::new();
+        assert!(!stop.wait(Duration::from_millis(1)));
+        assert!(stop.check().is_ok());
+        std::thread::scope(|s| {
+            let waiters: Vec<_> = (0..4).map(|_| s.spawn(|| stop.wait(LONG))).collect();
+            stop.set();
+            assert!(waiters.into_iter().all(|w| w.join().unwrap()));
+        });
+        assert_eq!(stop.check().unwrap_err().kind(), Kind::Interrupted);
+        assert_eq!(stop.signal(), None);
+        assert!(stop.wait(LONG), "stopped stays stopped");
+    }
+
+    #[test]
+    fn a_child_stops_with_its_parent_but_not_the_other_way() {
+        let parent = Stop::new();
+        let (early, alone) = (parent.child(), parent.child());
+        alone.set();
+        assert!(!parent.is_set() && !early.is_set());
+        std::thread::scope(|s| {
+            let waiter = s.spawn(|| early.child().wait(LONG));
+            parent.raise(SIGTERM);
+            assert!(waiter.join().unwrap());
+        });
+        parent.raise(SIGINT);
+        assert_eq!(early.signal(), Some(SIGTERM), "the first signal counts");
+        let late = parent.child();
+        assert_eq!(
+            late.check().unwrap_err().message(),
+            "interrupted by SIGTERM"
+        );
+    }
+
+    #[test]
+    fn dead_children_are_forgotten() {
+        let stop = Stop::new();
+        for _ in 0..1000 {
+            stop.child();
+        }
+        assert!(stop.0.lock().len() <= 1);
+    }
+}
