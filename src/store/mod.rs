@@ -15,6 +15,12 @@ use crate::pg::timestamp::Timestamp;
 use std::fmt;
 use std::io::Read;
 
+pub mod mem;
+mod pieces;
+mod prefix;
+
+pub use prefix::Prefix;
+
 /// The name of an object: relative to the prefix, parts joined by `/`, never empty parts, `.` or `..`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key(String);
@@ -94,13 +100,20 @@ pub trait Store: Send + Sync {
     /// What it can promise.
     fn features(&self) -> Features;
 
+    /// Makes the place of a new archive, where a place must exist before its first object: creates the directory
+    /// of a file store. Called only while a prefix is initialised; `put` never creates it, because a directory
+    /// that is not there may be one that is not mounted. Stores without directories do nothing.
+    fn prepare(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Stores `bytes` whole under `key`.
     fn put(&self, key: &Key, bytes: &[u8], when: When) -> Result<()>;
 
     /// Begins an object that is larger than `limits::UPLOAD_PIECE_BYTES`, to be sent in pieces.
     fn begin(&self, key: &Key, when: When) -> Result<Box<dyn Upload>>;
 
-    /// Opens an object at `offset`; an offset equal to the size gives an empty reader.
+    /// Opens an object at `offset`; an offset equal to the size gives an empty reader, one beyond it an error.
     fn get(&self, key: &Key, offset: u64) -> Result<Body>;
 
     /// What the store knows of `key`; `None` when it is proven absent.
@@ -126,9 +139,11 @@ pub trait Store: Send + Sync {
 /// An object sent in pieces. Dropped without `finish`: aborted, nothing remains under the final name.
 pub trait Upload: Send + Sync {
     /// Sends piece `number` (from 0) that begins at `offset` of the object. Pieces may be sent by several threads
-    /// and in any order; each but the last has at least `limits::UPLOAD_PIECE_BYTES` bytes.
+    /// and in any order; each but the last has at least `limits::UPLOAD_PIECE_BYTES` bytes. A piece that failed
+    /// may be sent again.
     fn piece(&self, number: u32, offset: u64, bytes: &[u8]) -> Result<()>;
 
-    /// Makes the object appear, whole and durable, with `pieces` pieces and `size` bytes.
-    fn finish(self: Box<Self>, pieces: u32, size: u64) -> Result<()>;
+    /// Makes the object appear, whole and durable, with `pieces` pieces and `size` bytes. Called once, and again
+    /// only after a `Kind::Transient` error; a backend that knows it had finished then answers `Ok` again.
+    fn finish(&self, pieces: u32, size: u64) -> Result<()>;
 }
