@@ -15,6 +15,7 @@ use crate::pg::timestamp::Timestamp;
 use std::fmt;
 use std::io::Read;
 
+pub mod file;
 pub mod mem;
 mod pieces;
 mod prefix;
@@ -144,6 +145,7 @@ pub trait Upload: Send + Sync {
     fn piece(&self, number: u32, offset: u64, bytes: &[u8]) -> Result<()>;
 
     /// Makes the object appear, whole and durable, with `pieces` pieces and `size` bytes. Called once, and again
-    /// only after a `Kind::Transient` error; a backend that knows it had finished then answers `Ok` again.
+    /// only after a `Kind::Transient` error; a backend that knows it had finished then answers `Ok` again, and
+    /// one whose store no longer knows the upload answers `Kind::Missing`.
     fn finish(&self, pieces: u32, size: u64) -> Result<()>;
 }

@@ -1,0 +1,653 @@
+//! FileStore: an archive in a directory; keys are paths below it.
+//!
+//! A name appears by `disk::durable`, so P4 holds after power loss too, and `Ok` is answered only when the file, its
+//! name and the names of all directories between it and the prefix are synced. The prefix directory itself is made
+//! by `prepare` alone: if it is not there it may not be mounted, which is `Kind::Unavailable`, never an absence.
+//! The same goes for symbolic links that lead nowhere.
+
+use super::mem::beyond;
+use super::pieces::Pieces;
+use super::{Body, Features, Key, ObjectInfo, Prefix, Store, Upload, When};
+use crate::disk::durable::{self, NewFile, Publish};
+use crate::disk::os::OsDir;
+use crate::disk::{self, File, FileKind, Fs, Stat};
+use crate::error::{Error, Kind, Result};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+use std::ffi::{OsStr, OsString};
+use std::io::{self, ErrorKind as E, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, RwLock};
+
+/// Mode of new directories, less the umask: the group may read, as backup operators expect.
+const DIRECTORY_MODE: u32 = 0o750;
+
+/// Mode of new objects, less the umask.
+const OBJECT_MODE: u32 = 0o640;
+
+/// An archive in a directory.
+pub struct FileStore {
+    root: PathBuf,
+    /// Directories whose names this process has made durable up to the prefix. Another process may have made one
+    /// and died before it synced the name, so existing is not enough. A mutex: threads look here once per object.
+    settled: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl FileStore {
+    /// The archive in `root`, which need not exist yet.
+    pub fn new(root: impl Into<PathBuf>) -> FileStore {
+        FileStore {
+            root: root.into(),
+            settled: Mutex::default(),
+        }
+    }
+
+    fn path(&self, key: &Key) -> Result<PathBuf> {
+        let temporary = |part: &str| durable::is_temp_name(OsStr::new(part));
+        if key.as_str().split('/').any(temporary) {
+            return Err(Error::new(
+                Kind::Refused,
+                format!("{key} is the name of a temporary file"),
+            ));
+        }
+        Ok(self.root.join(key.as_str()))
+    }
+
+    /// The archive shows itself: its directory is there.
+    fn show(&self) -> Result<()> {
+        let problem = match disk::stat(&self.root).map_err(outage)? {
+            Some(found) if found.kind == FileKind::Directory => return Ok(()),
+            Some(_) => "is not a directory",
+            None => "does not exist",
+        };
+        Err(Error::new(
+            Kind::Unavailable,
+            format!("the archive directory {:?} {problem}", self.root),
+        )
+        .hint("Mount the file system that holds it, or correct the prefix."))
+    }
+
+    /// Proves that nothing has the name: the prefix directory is there, and the first part of the key that is
+    /// missing is missing in an existing directory, not behind a link to a place that is not mounted.
+    fn prove_absent(&self, key: &str) -> Result<()> {
+        self.show()?;
+        let mut path = self.root.clone();
+        for part in key.split('/') {
+            path.push(part);
+            match look(&path)? {
+                Look::Nothing => return Ok(()),
+                Look::Is(_) => {}
+            }
+        }
+        Err(Error::new(
+            Kind::Transient,
+            format!("{path:?} appeared while it was looked for"),
+        ))
+    }
+
+    /// The object's file; `None` when it is proven absent.
+    fn find(&self, key: &Key, path: &Path) -> Result<Option<Stat>> {
+        match disk::stat(path).map_err(outage)? {
+            Some(found) if found.kind == FileKind::File => Ok(Some(found)),
+            Some(_) => Err(Error::new(
+                Kind::Refused,
+                format!("{path:?} is not a regular file"),
+            )),
+            None => self.prove_absent(key.as_str()).map(|()| None),
+        }
+    }
+
+    /// Begins the file of a new object, in a directory whose name is durable.
+    fn create(&self, key: &Key, when: When) -> Result<NewFile> {
+        let path = self.path(key)?;
+        self.show()?;
+        // Only saves the writing; the link decides.
+        if when == When::Absent && disk::lstat(&path).map_err(outage)?.is_some() {
+            return Err(exists(key));
+        }
+        self.settle_directories(disk::parent_of(&path))?;
+        NewFile::create(&path, OBJECT_MODE).map_err(|error| {
+            if error.kind() == Kind::Missing {
+                // A directory went away under us (another file system was mounted): look at all again next time.
+                self.settled().clear();
+            }
+            outage(error)
+        })
+    }
+
+    /// Makes the directories from the prefix down to `dir`, and each of their names durable.
+    fn settle_directories(&self, dir: &Path) -> Result<()> {
+        let mut settled = self.settled();
+        if settled.contains(dir) {
+            return Ok(());
+        }
+        let below = |dir: &&Path| *dir != self.root;
+        let mut chain: Vec<&Path> = dir.ancestors().take_while(below).collect();
+        chain.reverse();
+        for dir in chain {
+            if !settled.contains(dir) {
+                disk::create_dirs(dir, DIRECTORY_MODE).map_err(outage)?;
+                disk::sync_dir(disk::parent_of(dir)).map_err(outage)?;
+                settled.insert(dir.to_path_buf());
+            }
+        }
+        Ok(())
+    }
+
+    fn settled(&self) -> std::sync::MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store for FileStore {
+    fn location(&self) -> String {
+        Prefix::File(self.root.clone()).to_string()
+    }
+
+    fn features(&self) -> Features {
+        Features {
+            atomic_absent: true,
+        }
+    }
+
+    fn prepare(&self) -> Result<()> {
+        disk::create_dirs(&self.root, DIRECTORY_MODE).map_err(outage)?;
+        // Whoever made it may have died before the sync. A directory above that we may not read was not made by
+        // seawall under this user, and its owner has cared for it.
+        match disk::sync_dir(disk::parent_of(&self.root)) {
+            Err(error) if error.kind() == Kind::Denied => Ok(()),
+            other => other.map_err(outage),
+        }
+    }
+
+    fn put(&self, key: &Key, bytes: &[u8], when: When) -> Result<()> {
+        let file = self.create(key, when)?;
+        file.write_all_at(0, bytes).map_err(outage)?;
+        file.publish(publish(when)).map_err(outage)
+    }
+
+    fn begin(&self, key: &Key, when: When) -> Result<Box<dyn Upload>> {
+        Ok(Box::new(FileUpload {
+            key: key.clone(),
+            when,
+            pieces: Pieces::default(),
+            state: RwLock::new(State::Open(self.create(key, when)?)),
+        }))
+    }
+
+    fn get(&self, key: &Key, offset: u64) -> Result<Body> {
+        let path = self.path(key)?;
+        // Looked at before it is opened: opening a pipe would wait for a writer.
+        if self.find(key, &path)?.is_none() {
+            return Err(missing(key));
+        }
+        let mut file = match disk::open(&path) {
+            Err(error) if error.kind() == Kind::Missing => {
+                self.prove_absent(key.as_str())?;
+                return Err(missing(key));
+            }
+            other => other.map_err(outage)?,
+        };
+        let found = disk::stat_open(&file, &path).map_err(outage)?;
+        if offset > found.size {
+            return Err(beyond(key, offset, found.size));
+        }
+        file.seek(SeekFrom::Start(offset))
+            .map_err(|e| outage(Error::io(format!("could not seek in {path:?}"), e)))?;
+        Ok(Body {
+            size: found.size,
+            version: Some(version(&found)),
+            reader: Box::new(Whole {
+                file,
+                path,
+                left: found.size - offset,
+            }),
+        })
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<ObjectInfo>> {
+        let found = self.find(key, &self.path(key)?)?;
+        Ok(found.map(|stat| info(key.clone(), &stat)))
+    }
+
+    /// Holds the names of one directory per level in memory.
+    fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
+    ) -> Result<()> {
+        self.show()?;
+        let view = View { prefix, after };
+        let Some((start, _)) = prefix.rsplit_once('/') else {
+            return self.walk("", &view, each).map(|_| ());
+        };
+        // A prefix is not a key; this keeps `..` out.
+        let start = Key::new(start)?;
+        match look(&self.path(&start)?)? {
+            Look::Is(found) if found.kind == FileKind::Directory => {
+                self.walk(&format!("{start}/"), &view, each).map(|_| ())
+            }
+            Look::Is(_) => Ok(()),
+            Look::Nothing => self.prove_absent(start.as_str()),
+        }
+    }
+
+    fn delete(&self, key: &Key) -> Result<()> {
+        let path = self.path(key)?;
+        self.show()?;
+        let dir = disk::parent_of(&path);
+        if !disk::remove_file(&path).map_err(outage)? {
+            self.prove_absent(key.as_str())?;
+            if disk::stat(dir).map_err(outage)?.is_none() {
+                return Ok(());
+            }
+        }
+        // Also when it was gone: who removed it may have died before the sync.
+        disk::sync_dir(dir).map_err(outage)
+    }
+
+    fn settle(&self, key: &Key) -> Result<()> {
+        let path = self.path(key)?;
+        if self.find(key, &path)?.is_none() {
+            return Err(missing(key));
+        }
+        durable::settle(&path).map_err(outage)?;
+        self.settle_directories(disk::parent_of(&path))
+    }
+}
+
+impl FileStore {
+    /// Lists the directory `within` ("" or a key and a slash) in key order; `false` when `each` had enough.
+    ///
+    /// A directory `a` stands in the order as `a/`, that is after `a-b` and `a.b`. What a name is costs a system
+    /// call, so names wait in a heap and are looked at when their turn comes; a directory then waits once more.
+    fn walk(
+        &self,
+        within: &str,
+        view: &View<'_>,
+        each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
+    ) -> Result<bool> {
+        let mut waiting = self.names(within, view)?;
+        while let Some(Reverse(full)) = waiting.pop() {
+            if full.ends_with('/') {
+                if view.reaches(&full) && !self.walk(&full, view, each)? {
+                    return Ok(false);
+                }
+                continue;
+            }
+            // Removed meanwhile, or a name no key can have: not ours.
+            let Look::Is(found) = look(&self.root.join(&full))? else {
+                continue;
+            };
+            match found.kind {
+                FileKind::Directory => waiting.push(Reverse(full + "/")),
+                FileKind::File if view.shows(&full) => {
+                    let Ok(key) = Key::new(full) else { continue };
+                    if !each(info(key, &found))? {
+                        return Ok(false);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// The names in `within` that the view may want, with `within` before them. A directory removed meanwhile has
+    /// none; temporary files and names that are not UTF-8 are not objects.
+    fn names(&self, within: &str, view: &View<'_>) -> Result<BinaryHeap<Reverse<String>>> {
+        let dir = self.root.join(within);
+        let names = match names_in(&dir) {
+            Err(error) if error.kind() == Kind::Missing && !within.is_empty() => Vec::new(),
+            other => other.map_err(outage)?,
+        };
+        let object = |name: OsString| match durable::is_temp_name(&name) {
+            true => None,
+            // The file system's own, and closed to all but root.
+            false if within.is_empty() && name == "lost+found" => None,
+            false => Some(format!("{within}{}", name.to_str()?)),
+        };
+        let wanted = names.into_iter().filter_map(object);
+        Ok(wanted
+            .filter(|full| view.shows(full) || view.reaches(&format!("{full}/")))
+            .map(Reverse)
+            .collect())
+    }
+}
+
+/// Which keys a listing wants.
+struct View<'a> {
+    prefix: &'a str,
+    after: &'a str,
+}
+
+impl View<'_> {
+    fn shows(&self, key: &str) -> bool {
+        key.starts_with(self.prefix) && key > self.after
+    }
+
+    /// Whether a wanted key can begin with `dir`, which ends with a slash.
+    fn reaches(&self, dir: &str) -> bool {
+        (dir.starts_with(self.prefix) || self.prefix.starts_with(dir))
+            && (dir > self.after || self.after.starts_with(dir))
+    }
+}
+
+struct FileUpload {
+    key: Key,
+    when: When,
+    pieces: Pieces,
+    /// Pieces are written side by side under the reading lock; `finish` takes the file out.
+    state: RwLock<State>,
+}
+
+enum State {
+    Open(NewFile),
+    Finished,
+    Failed,
+}
+
+impl Upload for FileUpload {
+    fn piece(&self, number: u32, offset: u64, bytes: &[u8]) -> Result<()> {
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            State::Open(file) => file.write_all_at(offset, bytes)?,
+            _ => return Err(ended(&self.key)),
+        }
+        self.pieces.record(number, offset, bytes.len() as u64);
+        Ok(())
+    }
+
+    /// An error here is never transient: a failed sync must not be tried again on the same file.
+    fn finish(&self, pieces: u32, size: u64) -> Result<()> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        let file = match std::mem::replace(&mut *state, State::Failed) {
+            State::Open(file) => file,
+            State::Finished => {
+                *state = State::Finished;
+                return Ok(());
+            }
+            State::Failed => return Err(ended(&self.key)),
+        };
+        self.pieces.check(&self.key, pieces, size)?;
+        file.publish(publish(self.when))?;
+        *state = State::Finished;
+        Ok(())
+    }
+}
+
+/// Reads a file up to the size it had when it was opened.
+struct Whole {
+    file: File,
+    path: PathBuf,
+    left: u64,
+}
+
+impl Read for Whole {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let most = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let most = most.min(buffer.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        let count = match self.file.read(&mut buffer[..most]) {
+            Err(e) if e.kind() == E::Interrupted => return Err(e),
+            other => other
+                .map_err(|e| outage(Error::io(format!("could not read {:?}", self.path), e)))?,
+        };
+        if count == 0 {
+            let error = Error::new(Kind::Corrupt, format!("{:?} became shorter", self.path));
+            let detail = format!("Its last {} bytes went away while it was read.", self.left);
+            return Err(error.detail(detail).into());
+        }
+        self.left -= count as u64;
+        Ok(count)
+    }
+}
+
+enum Look {
+    Is(Stat),
+    Nothing,
+}
+
+/// What `path` leads to. A symbolic link that leads nowhere is an outage.
+fn look(path: &Path) -> Result<Look> {
+    if let Some(found) = disk::stat(path).map_err(outage)? {
+        return Ok(Look::Is(found));
+    }
+    match disk::lstat(path).map_err(outage)? {
+        None => Ok(Look::Nothing),
+        Some(found) if found.kind == FileKind::Symlink => Err(Error::new(
+            Kind::Unavailable,
+            format!("the symbolic link {path:?} leads nowhere"),
+        )
+        .hint("Mount the file system that it leads to, or remove it.")),
+        Some(found) => Ok(Look::Is(found)),
+    }
+}
+
+fn names_in(dir: &Path) -> Result<Vec<OsString>> {
+    OsDir::open(dir, OBJECT_MODE)?
+        .list()
+        .map_err(|e| Error::io(format!("could not list {dir:?}"), e))
+}
+
+/// An error of the file system as a store's error: a missing directory is no absent object (S4), and what network
+/// file systems answer while their server is away may pass (S5).
+fn outage(error: Error) -> Error {
+    match error.kind() {
+        Kind::Missing => error.with_kind(Kind::Unavailable),
+        Kind::Io => match cause(&error) {
+            Some(E::NotADirectory) => error.with_kind(Kind::Unavailable),
+            Some(cause) if may_pass(cause) => error.with_kind(Kind::Transient),
+            _ => error,
+        },
+        Kind::Denied => {
+            error.hint("Give the user who runs this the right to read and write the archive.")
+        }
+        _ => error,
+    }
+}
+
+fn cause(error: &Error) -> Option<E> {
+    let source = std::error::Error::source(error)?;
+    Some(source.downcast_ref::<io::Error>()?.kind())
+}
+
+fn may_pass(cause: E) -> bool {
+    matches!(
+        cause,
+        E::TimedOut
+            | E::StaleNetworkFileHandle
+            | E::HostUnreachable
+            | E::NetworkUnreachable
+            | E::NetworkDown
+            | E::NotConnected
+            | E::ConnectionReset
+            | E::ConnectionAborted
+    )
+}
+
+fn info(key: Key, stat: &Stat) -> ObjectInfo {
+    ObjectInfo {
+        key,
+        size: stat.size,
+        modified: stat.modified,
+        crc32c: None,
+    }
+}
+
+/// Objects are never changed in place, so another object of the same name is another inode, or a later time.
+fn version(stat: &Stat) -> String {
+    format!("{}-{}-{}", stat.device, stat.inode, stat.modified.0)
+}
+
+fn publish(when: When) -> Publish {
+    match when {
+        When::Absent => Publish::Absent,
+        When::Always => Publish::Replace,
+    }
+}
+
+fn missing(key: &Key) -> Error {
+    Error::new(Kind::Missing, format!("there is no object {key}"))
+}
+
+fn exists(key: &Key) -> Error {
+    Error::new(Kind::Exists, format!("the object {key} exists already"))
+}
+
+fn ended(key: &Key) -> Error {
+    Error::new(Kind::Bug, format!("the upload of {key} has ended"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    fn key(text: &str) -> Key {
+        Key::new(text).unwrap()
+    }
+
+    fn fresh() -> (tempfile::TempDir, FileStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = FileStore::new(dir.path().join("archive"));
+        store.prepare().unwrap();
+        (dir, store)
+    }
+
+    /// Every verb, on a key that is not there.
+    fn kinds(store: &FileStore) -> Vec<Option<Kind>> {
+        let k = key("wal_005/x");
+        let kind = |result: Result<()>| result.err().map(|e| e.kind());
+        vec![
+            kind(store.head(&k).map(|found| assert!(found.is_none()))),
+            kind(store.get(&k, 0).map(|_| ())),
+            kind(store.list("wal_005/", "", &mut |_| panic!("an object"))),
+            kind(store.list("", "", &mut |_| panic!("an object"))),
+            kind(store.delete(&k)),
+            kind(store.settle(&k)),
+        ]
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_an_outage() {
+        let (dir, store) = fresh();
+        let missing = Some(Kind::Missing);
+        assert_eq!(kinds(&store), [None, missing, None, None, None, missing]);
+
+        let unmounted = FileStore::new(dir.path().join("other"));
+        assert_eq!(kinds(&unmounted), [Some(Kind::Unavailable); 6]);
+        let put = unmounted.put(&key("x"), b"x", When::Absent).unwrap_err();
+        assert_eq!(put.kind(), Kind::Unavailable);
+        assert!(put.hint_text().unwrap().contains("Mount"));
+        assert!(unmounted.begin(&key("x"), When::Absent).is_err());
+        assert!(!dir.path().join("other").exists());
+
+        fs::write(dir.path().join("file"), "").unwrap();
+        let file = FileStore::new(dir.path().join("file"));
+        assert_eq!(kinds(&file), [Some(Kind::Unavailable); 6]);
+    }
+
+    #[test]
+    fn a_link_to_nowhere_is_an_outage() {
+        let (dir, store) = fresh();
+        let link = dir.path().join("archive/wal_005");
+        symlink(dir.path().join("unmounted"), &link).unwrap();
+        assert_eq!(kinds(&store), [Some(Kind::Unavailable); 6]);
+        assert!(store.put(&key("wal_005/x"), b"", When::Absent).is_err());
+
+        fs::create_dir(dir.path().join("unmounted")).unwrap();
+        store.put(&key("wal_005/y"), b"y", When::Absent).unwrap();
+        assert!(dir.path().join("unmounted/y").exists());
+        let mut seen = Vec::new();
+        store
+            .list("wal", "", &mut |info| {
+                seen.push(info.key.to_string());
+                Ok(true)
+            })
+            .unwrap();
+        assert_eq!(seen, ["wal_005/y"]);
+    }
+
+    #[test]
+    fn only_regular_files_are_objects() {
+        let (dir, store) = fresh();
+        fs::create_dir_all(dir.path().join("archive/wal_005/x")).unwrap();
+        let k = key("wal_005/x");
+        assert_eq!(store.head(&k).unwrap_err().kind(), Kind::Refused);
+        assert_eq!(store.get(&k, 0).err().unwrap().kind(), Kind::Refused);
+        assert_eq!(store.settle(&k).unwrap_err().kind(), Kind::Refused);
+        assert_eq!(
+            store.put(&k, b"x", When::Absent).unwrap_err().kind(),
+            Kind::Exists
+        );
+        assert!(store.put(&k, b"x", When::Always).is_err());
+        assert!(store.delete(&k).is_err());
+        assert!(dir.path().join("archive/wal_005/x").is_dir());
+    }
+
+    #[test]
+    fn foreign_and_temporary_names_are_not_listed() {
+        let (dir, store) = fresh();
+        let root = dir.path().join("archive");
+        let held = store.begin(&key("a/held"), When::Absent).unwrap();
+        held.piece(0, 0, b"x").unwrap();
+        assert_eq!(fs::read_dir(root.join("a")).unwrap().count(), 1);
+        fs::create_dir(root.join("lost+found")).unwrap();
+        fs::write(root.join("lost+found/x"), "x").unwrap();
+        let odd: &OsStr = std::os::unix::ffi::OsStrExt::from_bytes(b"\xff");
+        fs::write(root.join(odd), "x").unwrap();
+        store.put(&key("a/x"), b"x", When::Absent).unwrap();
+        let mut seen = Vec::new();
+        let mut each = |info: ObjectInfo| {
+            seen.push(info.key.to_string());
+            Ok(true)
+        };
+        store.list("", "", &mut each).unwrap();
+        assert_eq!(seen, ["a/x"]);
+        let temp = key("a/.x.0000.seawall-tmp");
+        let refused = store.put(&temp, b"", When::Always).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Refused);
+        assert!(store.list("../archive/", "", &mut |_| Ok(true)).is_err());
+    }
+
+    #[test]
+    fn a_file_that_shrinks_is_not_whole() {
+        let (dir, store) = fresh();
+        let k = key("x");
+        store.put(&k, &[1; 100], When::Absent).unwrap();
+        let mut body = store.get(&k, 0).unwrap();
+        let path = dir.path().join("archive/x");
+        let mode = fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode & !OBJECT_MODE, 0);
+        fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(60)
+            .unwrap();
+        let error = body.reader.read_to_end(&mut Vec::new()).unwrap_err();
+        let error = crate::error::from_io("", error);
+        assert_eq!(error.kind(), Kind::Corrupt);
+    }
+
+    #[test]
+    fn what_network_file_systems_answer_may_pass() {
+        for (code, kind) in [
+            (2, Kind::Unavailable),
+            (5, Kind::Io),
+            (13, Kind::Denied),
+            (20, Kind::Unavailable),
+            (28, Kind::Full),
+            (107, Kind::Transient),
+            (110, Kind::Transient),
+            (116, Kind::Transient),
+        ] {
+            let error = Error::io("could not x", io::Error::from_raw_os_error(code));
+            assert_eq!(outage(error).kind(), kind, "errno {code}");
+        }
+    }
+}
