@@ -2,11 +2,14 @@
 
 pub mod lsn;
 pub mod segment;
+pub mod system_id;
 pub mod timeline;
 pub mod timestamp;
 pub mod wal_name;
 
 pub use lsn::Lsn;
 pub use segment::{Segment, SegmentNo, SegmentSize};
+pub use system_id::SystemId;
 pub use timeline::{TimelineHistory, TimelineId};
+pub use timestamp::Timestamp;
 pub use wal_name::WalName;
