@@ -1,1 +1,21 @@
-//! backup
+//! Base backups: taking them (`push`, from files or from one BASE_BACKUP stream) and restoring them (`fetch`).
+//!
+//! ```text
+//! local    scan → plan ⟨chunks of descriptors⟩ → pool ⟨read, check pages, compress⟩ → parts ⟨in order⟩ → store
+//! remote   wire/base_backup → tar splitter → plan ⟨chunks of bytes⟩ → pool ⟨compress⟩ → parts → store
+//! fetch    parts of the store → pool ⟨decode, untar, check against the manifest⟩ → disk → sync → pg_control
+//! ```
+
+pub mod fetch;
+pub mod manifest;
+pub mod owner;
+pub mod pack;
+pub mod pages;
+pub mod parts;
+pub mod plan;
+pub mod progress;
+pub mod push;
+pub mod recovery;
+pub mod remote;
+pub mod scan;
+pub mod spec;

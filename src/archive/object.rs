@@ -1,0 +1,90 @@
+//! Writing one object whose size is not known before: a single PUT if it fits into an upload piece, else an
+//! upload in pieces, so that memory does not grow with the object.
+
+use super::sentinel::Object;
+use crate::codec::digest::{Sha256, hex};
+use crate::codec::{Compression, Encoder};
+use crate::error::{Result, from_io};
+use crate::limits::UPLOAD_PIECE_BYTES;
+use crate::store::{Key, Store, Upload, When};
+use std::io::Write;
+
+/// Compresses what is written to it into a new object.
+pub struct ObjectWriter<'a> {
+    encoder: Encoder<Sink<'a>>,
+    codec: String,
+    raw_bytes: u64,
+}
+
+struct Sink<'a> {
+    store: &'a dyn Store,
+    key: Key,
+    piece: Vec<u8>,
+    sent: u64,
+    pieces: u32,
+    digest: Sha256,
+    upload: Option<Box<dyn Upload>>,
+}
+
+impl<'a> ObjectWriter<'a> {
+    /// Nothing reaches the store before a whole piece is filled.
+    pub fn new(store: &'a dyn Store, key: Key, compression: Compression) -> Result<ObjectWriter<'a>> {
+        let sink = Sink { store, key, piece: Vec::new(), sent: 0, pieces: 0, digest: Sha256::new(), upload: None };
+        Ok(ObjectWriter { encoder: Encoder::new(compression, sink)?, codec: compression.method.to_string(), raw_bytes: 0 })
+    }
+
+    /// Adds bytes.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.raw_bytes += bytes.len() as u64;
+        self.encoder.write_all(bytes).map_err(|e| from_io("could not send the object", e))
+    }
+
+    /// Makes the object appear; `Kind::Exists` if there is one.
+    pub fn finish(self) -> Result<Object> {
+        let mut sink = self.encoder.finish()?;
+        let key = sink.key.to_string();
+        let digest = std::mem::take(&mut sink.digest);
+        let stored_bytes = sink.finish()?;
+        let sha256 = hex(&digest.finish());
+        Ok(Object { key, stored_bytes, raw_bytes: self.raw_bytes, sha256, codec: self.codec, key_id: None })
+    }
+}
+
+impl Sink<'_> {
+    fn send_piece(&mut self) -> Result<()> {
+        let upload = match &mut self.upload {
+            Some(upload) => upload,
+            none => none.insert(self.store.begin(&self.key, When::Absent)?),
+        };
+        upload.piece(self.pieces, self.sent, &self.piece)?;
+        self.sent += self.piece.len() as u64;
+        self.pieces += 1;
+        self.piece.clear();
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<u64> {
+        if self.upload.is_some() && !self.piece.is_empty() {
+            self.send_piece()?;
+        }
+        match self.upload {
+            Some(upload) => upload.finish(self.pieces, self.sent).map(|()| self.sent),
+            None => self.store.put(&self.key, &self.piece, When::Absent).map(|()| self.piece.len() as u64),
+        }
+    }
+}
+
+impl Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.digest.update(bytes);
+        self.piece.extend_from_slice(bytes);
+        if self.piece.len() > UPLOAD_PIECE_BYTES {
+            self.send_piece()?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

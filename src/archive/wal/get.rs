@@ -1,0 +1,249 @@
+//! Delivering one file of `pg_wal`, or the proof that recovery has reached the end.
+//!
+//! The answer "absent" ends recovery and opens the database, so it needs proof in the same call: the archive
+//! shows itself, the store names the key as missing, no other codec holds it, and nothing beyond it on its
+//! timeline is archived. Everything else is a failure that recovery must not mistake for the end.
+
+use super::check::{Expect, check_file};
+use crate::archive::{Archive, keys};
+use crate::codec::{self, Method};
+use crate::disk::File;
+use crate::error::{Error, Kind, Result, from_io};
+use crate::limits;
+use crate::pg::{Lsn, Segment, SegmentSize, TimelineHistory, TimelineId, WalName};
+use crate::store::Key;
+use std::io::{Read, Write};
+
+/// What to say when WAL is missing in the middle.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HolePolicy {
+    /// It is a failure: recovery must not end there (default).
+    Abort,
+    /// The operator wants recovery to end there.
+    Absent,
+}
+
+/// A file that was delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// Bytes written.
+    pub size: u64,
+}
+
+/// The answer to a request for WAL.
+#[derive(Debug)]
+pub enum Fetched {
+    /// It is in `file`, checked.
+    Delivered(Delivered),
+    /// It is proven not to be in the archive; the sentence says how.
+    Absent(String),
+}
+
+/// The longest file that is believed to be a WAL file: the largest segment size.
+const WAL_FILE_BYTES_MAX: u64 = 1 << 30;
+
+impl Archive {
+    /// Writes the archived file `name` to the empty `file` and checks it, or proves that it is absent.
+    pub fn get_wal(&self, name: WalName, file: &File, expect: Expect, on_hole: HolePolicy) -> Result<Fetched> {
+        let expect = self.remembered(expect)?;
+        let usual = keys::wal(&name.to_string(), Some(self.compression.method));
+        let answer = match self.deliver(&usual, Some(self.compression.method), name, file, expect) {
+            Err(e) if e.kind() == Kind::Missing => self.look_further(name, file, expect),
+            other => other.map(Fetched::Delivered),
+        };
+        match answer {
+            Err(e) if e.kind() == Kind::Hole && on_hole == HolePolicy::Absent => {
+                log::warn!("{}", e.one_line());
+                Ok(Fetched::Absent(e.message().to_string()))
+            }
+            Err(e) if e.kind() == Kind::Hole => Err(e.context(format!("{name} is missing in the middle of the archive"))
+                .hint("Recovery must not end here: WAL beyond it exists. Restore the object, recover to a target before it, or force the end with --on-hole absent.")),
+            other => other,
+        }
+    }
+
+    /// What this host knows of the cluster from earlier runs fills what the caller does not know.
+    fn remembered(&self, expect: Expect) -> Result<Expect> {
+        if expect.system_id.is_some() && expect.segment_size.is_some() {
+            return Ok(expect);
+        }
+        let memory = self.state.read()?;
+        Ok(Expect {
+            system_id: expect.system_id.or(memory.system_identifier),
+            segment_size: expect.segment_size.or(memory.segment_size()),
+        })
+    }
+
+    fn deliver(&self, key: &Key, method: Option<Method>, name: WalName, mut file: &File, expect: Expect) -> Result<Delivered> {
+        let body = self.store.get(key, 0)?;
+        let mut reader: Box<dyn Read> = match method {
+            Some(method) => codec::decoder(method, body.reader),
+            None => body.reader,
+        };
+        let reading = |e| from_io("could not read the object", e).context(format!("could not fetch object {key}"));
+        let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
+        let mut size = 0;
+        loop {
+            let count = reader.read(&mut buffer).map_err(reading).map_err(present)?;
+            if count == 0 {
+                break;
+            }
+            size += count as u64;
+            if size > WAL_FILE_BYTES_MAX {
+                return Err(Error::new(Kind::Corrupt, format!("object {key} is larger than any WAL file")));
+            }
+            file.write_all(&buffer[..count]).map_err(|e| Error::io("could not write the delivered file", e))?;
+        }
+        check_file(file, size, name, expect, &format!("object {key}")).map_err(present)?;
+        Ok(Delivered { size })
+    }
+
+    /// The configured name is missing: another codec, a hole, or the end?
+    fn look_further(&self, name: WalName, file: &File, expect: Expect) -> Result<Fetched> {
+        let seen = self.look_around(name)?;
+        if let Some((key, method)) = seen.same {
+            return self.deliver(&key, method, name, file, expect).map(Fetched::Delivered).map_err(|e| match e.kind() {
+                Kind::Missing => e.with_kind(Kind::Hole),
+                _ => e,
+            });
+        }
+        let segment_size = self.prove_present(&expect)?.or(expect.segment_size);
+        if let Some(beyond) = seen.beyond
+            && !self.before_its_timeline(name, segment_size)?
+        {
+            return Err(Error::new(Kind::Hole, format!("object {beyond} lies beyond it")));
+        }
+        self.refuse_gap(name, segment_size)?;
+        Ok(Fetched::Absent(format!(
+            "{name} is not in archive {}, and nothing beyond it on timeline {}",
+            self.store.location(),
+            name.timeline()
+        )))
+    }
+
+    /// One LIST from just before the name on its timeline.
+    fn look_around(&self, name: WalName) -> Result<Around> {
+        let text = name.to_string();
+        let prefix = format!("{}{}", keys::WAL, &text[..8]);
+        // A history file sorts before the segments of its timeline, so its list begins at the timeline.
+        let after = match name {
+            WalName::History(_) => String::new(),
+            _ => format!("{}{}", keys::WAL, &text[..23]),
+        };
+        let mut seen = Around::default();
+        self.store
+            .list(&prefix, &after, &mut |object| {
+                if let Some((there, method)) = keys::parse_wal(&object.key) {
+                    if there == name {
+                        seen.same = Some((object.key, method));
+                    } else if lies_beyond(there, name) {
+                        seen.beyond = Some(object.key);
+                    }
+                }
+                Ok(seen.same.is_none() && seen.beyond.is_none())
+            })
+            .map_err(|e| e.context(format!("could not prove that {name} is absent")))?;
+        Ok(seen)
+    }
+
+    /// The archive must show itself: its identity, or for an archive of another tool at least one object.
+    fn prove_present(&self, expect: &Expect) -> Result<Option<SegmentSize>> {
+        if let Some(identity) = self.identity()? {
+            if let Some(system_id) = expect.system_id.filter(|id| *id != identity.system_id) {
+                return Err(self.stranger(identity.system_id, system_id));
+            }
+            return Ok(Some(identity.segment_size));
+        }
+        if self.state.read()?.system_identifier.is_none() && (self.shows_any(keys::WAL)? || self.shows_any(keys::BACKUPS)?) {
+            return Ok(None);
+        }
+        Err(Error::new(Kind::Unavailable, format!("archive {} does not show itself", self.store.location()))
+            .detail("It has no seawall.json and nothing that another tool archived, so an absent file proves nothing.")
+            .hint("Check that the archive is mounted and that the prefix is right."))
+    }
+
+    fn shows_any(&self, prefix: &str) -> Result<bool> {
+        let mut any = false;
+        self.store.list(prefix, "", &mut |_| {
+            any = true;
+            Ok(false)
+        })?;
+        Ok(any)
+    }
+
+    /// Whether the segment lies before the first one of its timeline: PostgreSQL may ask for it, and its absence
+    /// is right although later ones exist.
+    fn before_its_timeline(&self, name: WalName, segment_size: Option<SegmentSize>) -> Result<bool> {
+        let (WalName::Segment(segment) | WalName::Partial(segment), Some(size)) = (name, segment_size) else {
+            return Ok(false);
+        };
+        let Some(history) = self.history(segment.timeline)? else { return Ok(false) };
+        let Some(parent) = history.ancestors.last() else { return Ok(false) };
+        Ok(segment.next(size)?.start(size)? <= parent.end)
+    }
+
+    /// The history of a timeline; `None` when it is not archived.
+    pub fn history(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+        if timeline == TimelineId(1) {
+            return Ok(None);
+        }
+        let name = WalName::History(timeline);
+        let Some((key, method)) = self.look_around(name)?.same else { return Ok(None) };
+        let body = self.store.get(&key, 0)?;
+        let reader: Box<dyn Read> = match method {
+            Some(method) => codec::decoder(method, body.reader),
+            None => body.reader,
+        };
+        let mut text = String::new();
+        reader
+            .take(limits::SMALL_FILE_BYTES_MAX)
+            .read_to_string(&mut text)
+            .map_err(|e| from_io(&format!("could not read object {key}"), e))?;
+        TimelineHistory::parse(timeline, &text).map(Some)
+    }
+
+    /// A marker says that this WAL was knowingly skipped: recovery must not end here as if it were the end.
+    fn refuse_gap(&self, name: WalName, segment_size: Option<SegmentSize>) -> Result<()> {
+        let (Some(segment), Some(size)) = (name.segment(), segment_size) else { return Ok(()) };
+        let start = segment.start(size)?.0;
+        let prefix = format!("{}{:08X}_", keys::GAPS, segment.timeline.0);
+        self.store.list(&prefix, "", &mut |object| match keys::parse_gap(&object.key) {
+            Some((_, from, to)) if from < start + size.bytes() && start < to => Err(Error::new(
+                Kind::Hole,
+                format!("WAL from {} to {} was knowingly skipped (object {})", Lsn(from), Lsn(to), object.key),
+            )),
+            _ => Ok(true),
+        })
+    }
+}
+
+/// What one LIST showed around a name.
+#[derive(Default)]
+struct Around {
+    /// The same file under some codec.
+    same: Option<(Key, Option<Method>)>,
+    /// Something later of the same timeline.
+    beyond: Option<Key>,
+}
+
+/// Whether `there` proves that `name` was archived or skipped: a later segment, or any segment of the timeline
+/// whose history is asked for.
+fn lies_beyond(there: WalName, name: WalName) -> bool {
+    match (name.segment(), there.segment()) {
+        (Some(asked), Some(segment)) => later(segment, asked),
+        (None, Some(_)) => true,
+        _ => false,
+    }
+}
+
+fn later(segment: Segment, asked: Segment) -> bool {
+    segment.timeline == asked.timeline && segment > asked
+}
+
+/// An error while or after the object was read must never count as "the object is missing".
+fn present(error: Error) -> Error {
+    match error.kind() {
+        Kind::Missing | Kind::Absent => error.with_kind(Kind::Hole),
+        _ => error,
+    }
+}

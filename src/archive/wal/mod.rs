@@ -1,0 +1,10 @@
+//! WAL in the archive: `put` takes only what is what its name says and never replaces anything (P2); `get`
+//! delivers only the file that was asked for, and calls it absent only when that is proven (P3).
+
+mod check;
+mod get;
+mod put;
+
+pub use check::{Expect, check_file};
+pub use get::{Delivered, Fetched, HolePolicy};
+pub use put::Put;

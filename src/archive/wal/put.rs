@@ -1,0 +1,131 @@
+//! Archiving one file of `pg_wal`.
+
+use super::check::{Expect, check_file};
+use crate::archive::object::ObjectWriter;
+use crate::archive::{Archive, keys};
+use crate::codec::digest::{Sha256, hex};
+use crate::codec::{self, Method};
+use crate::disk::{self, File};
+use crate::error::{Error, Kind, Result, from_io};
+use crate::limits;
+use crate::pg::WalName;
+use crate::store::Key;
+use std::io::Read;
+use std::path::Path;
+
+/// What `put` did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// The object is new; so many bytes are stored.
+    Stored(u64),
+    /// The same bytes were archived before, and are durable.
+    AlreadyThere,
+}
+
+impl Archive {
+    /// Archives the file at `path` under `name`. `Ok` means that the store acknowledged the whole object and
+    /// shows it. An archived file with other bytes is never touched: `Kind::Mismatch` with both digests.
+    pub fn put_wal(&self, name: WalName, path: &Path, expect: Expect) -> Result<Put> {
+        let file = disk::open(path)?;
+        let what = format!("file \"{}\"", path.display());
+        let size = disk::stat(path)?.map_or(0, |stat| stat.size);
+        check_file(&file, size, name, expect, &what)?;
+        if let Some(existing) = self.find_wal(name)? {
+            return self.compare(name, &existing, &file, size);
+        }
+        let key = keys::wal(&name.to_string(), Some(self.compression.method));
+        match self.send(&key, &file, size) {
+            // Another pusher was faster, or our own first try was acknowledged and the answer lost.
+            Err(e) if e.kind() == Kind::Exists => self.compare(name, &key, &file, size),
+            other => other.map(Put::Stored).map_err(|e| e.context(format!("could not archive {name}"))),
+        }
+    }
+
+    /// The object that holds `name`, under whatever codec. One LIST tells more than a HEAD, and tells it on
+    /// stores that ignore `If-None-Match` too.
+    fn find_wal(&self, name: WalName) -> Result<Option<Key>> {
+        let prefix = format!("{}{name}", keys::WAL);
+        let mut found = None;
+        self.store
+            .list(&prefix, "", &mut |object| {
+                if keys::parse_wal(&object.key).is_some_and(|(there, _)| there == name) {
+                    found = Some(object.key);
+                }
+                Ok(found.is_none())
+            })
+            .map_err(|e| e.context(format!("could not see whether {name} is archived already")))?;
+        Ok(found)
+    }
+
+    /// Compresses and stores; answers the stored bytes.
+    fn send(&self, key: &Key, file: &File, size: u64) -> Result<u64> {
+        let mut writer = ObjectWriter::new(&*self.store, key.clone(), self.compression)?;
+        copy_exactly(file, size, &mut |bytes| writer.append(bytes))?;
+        writer.finish().map(|object| object.stored_bytes)
+    }
+
+    /// Same bytes: success, after what is there was made durable. Other bytes: refused with both digests.
+    fn compare(&self, name: WalName, existing: &Key, file: &File, size: u64) -> Result<Put> {
+        let (_, method) = keys::parse_wal(existing).expect("listed or made by us");
+        let theirs = self.digest_object(existing, method)?;
+        let mut ours = Sha256::new();
+        copy_exactly(file, size, &mut |bytes| {
+            ours.update(bytes);
+            Ok(())
+        })?;
+        let ours = ours.finish();
+        if theirs == ours {
+            self.store.settle(existing)?;
+            return Ok(Put::AlreadyThere);
+        }
+        Err(Error::new(Kind::Mismatch, format!("{name} is archived already with other bytes"))
+            .detail(format!(
+                "Object {existing} in {} has SHA-256 {} (uncompressed), the local file has {}.",
+                self.store.location(),
+                hex(&theirs),
+                hex(&ours)
+            ))
+            .hint(
+                "Nothing was changed. Two servers archive to one prefix, or this is a copy of a server that \
+                 archives here: give it a prefix of its own or set archive_mode = off.",
+            ))
+    }
+
+    fn digest_object(&self, key: &Key, method: Option<Method>) -> Result<[u8; 32]> {
+        let body = self.store.get(key, 0)?;
+        let mut reader: Box<dyn Read> = match method {
+            Some(method) => codec::decoder(method, body.reader),
+            None => body.reader,
+        };
+        let mut digest = Sha256::new();
+        let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
+        loop {
+            let count = reader
+                .read(&mut buffer)
+                .map_err(|e| from_io("could not read the object", e).context(format!("could not compare with object {key}")))?;
+            if count == 0 {
+                return Ok(digest.finish());
+            }
+            digest.update(&buffer[..count]);
+        }
+    }
+}
+
+/// Hands out exactly `size` bytes: a file that changes its length while it is read is refused.
+fn copy_exactly(file: &File, size: u64, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
+    let mut offset = 0;
+    loop {
+        let count = file.read_at(&mut buffer, offset).map_err(|e| Error::io("could not read the source", e))?;
+        offset += count as u64;
+        if count == 0 || offset > size {
+            break;
+        }
+        each(&buffer[..count])?;
+    }
+    if offset == size {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Refused, format!("the source changed while it was read: {offset} bytes instead of {size}")))
+}

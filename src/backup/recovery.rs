@@ -1,0 +1,237 @@
+//! What a restored copy is told about itself: never production's archiving or replication, and, if asked for, how
+//! to recover and how far.
+
+use crate::disk::durable::{NewFile, Publish};
+use crate::disk::{self};
+use crate::error::{Error, Kind, Result};
+use crate::pg::timestamp::Timestamp;
+use std::io::Write;
+use std::path::Path;
+
+/// Where recovery stops.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// At the end of WAL.
+    End,
+    /// At a moment; RFC 3339 or PostgreSQL's form, with a UTC offset.
+    Time(String),
+    /// At a WAL position.
+    Lsn(crate::pg::Lsn),
+    /// After a transaction.
+    Xid(u64),
+    /// At a restore point.
+    Name(String),
+    /// As soon as the copy is consistent.
+    Immediate,
+}
+
+/// What the copy does when it is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Nothing is configured: it starts from the backup alone, if its WAL is at hand.
+    Nothing,
+    /// `recovery.signal`: recover to the target.
+    Recover(Recovery),
+    /// `standby.signal`: follow the archive.
+    Standby(Recovery),
+}
+
+/// The settings of a recovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// The complete `restore_command`.
+    pub restore_command: String,
+    /// Where to stop.
+    pub target: Target,
+    /// `--target-timeline`: `latest`, `current` or a number.
+    pub timeline: Option<String>,
+    /// `--target-action`: `pause`, `promote` or `shutdown`.
+    pub action: Option<String>,
+    /// Stop before the target instead of after it.
+    pub exclusive: bool,
+}
+
+/// Everything that is written into the copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// What it does when started.
+    pub start: Start,
+    /// `--keep-archiving`: leave `archive_mode` as it was.
+    pub keep_archiving: bool,
+    /// Plain directories in `pg_tblspc` are accepted during recovery.
+    pub in_place_tablespaces: bool,
+}
+
+/// Settings of the production server that a copy must not inherit.
+const NOT_INHERITED: &[&str] = &[
+    "recovery_target", "recovery_target_action", "recovery_target_inclusive", "recovery_target_lsn", "recovery_target_name",
+    "recovery_target_time", "recovery_target_timeline", "recovery_target_xid", "restore_command", "primary_conninfo",
+    "primary_slot_name",
+];
+
+const AUTO_CONF: &str = "postgresql.auto.conf";
+
+/// Writes signal file and settings into the restored `data` directory.
+pub fn write(data: &Path, settings: &Settings) -> Result<()> {
+    let path = data.join(AUTO_CONF);
+    let before = match disk::read_small(&path) {
+        Err(e) if e.kind() == Kind::Missing => Vec::new(),
+        other => other?,
+    };
+    let text = auto_conf(&String::from_utf8_lossy(&before), settings)?;
+    replace(&path, text.as_bytes())?;
+    match &settings.start {
+        Start::Nothing => Ok(()),
+        Start::Recover(_) => replace(&data.join("recovery.signal"), b""),
+        Start::Standby(_) => replace(&data.join("standby.signal"), b""),
+    }?;
+    warn_of_targets_elsewhere(data)
+}
+
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = NewFile::create(path, 0o600)?;
+    file.write_all(bytes).map_err(|e| Error::io(format!("could not write \"{}\"", path.display()), e))?;
+    file.publish(Publish::Replace)
+}
+
+/// The new `postgresql.auto.conf`: what must not be inherited is commented out, ours is appended.
+fn auto_conf(before: &str, settings: &Settings) -> Result<String> {
+    let mut text = String::new();
+    for line in before.lines() {
+        if setting_of(line).is_some_and(|name| NOT_INHERITED.contains(&name.as_str())) {
+            text.push_str("# commented out by seawall backup-fetch: ");
+        }
+        text.push_str(line);
+        text.push('\n');
+    }
+    let ours = lines(settings)?;
+    if !ours.is_empty() {
+        text.push_str("# added by seawall backup-fetch\n");
+    }
+    for (name, value) in ours {
+        text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+    }
+    Ok(text)
+}
+
+fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
+    let mut lines = Vec::new();
+    if !settings.keep_archiving {
+        lines.push(("archive_mode", "off".to_string()));
+    }
+    if settings.in_place_tablespaces {
+        lines.push(("allow_in_place_tablespaces", "on".to_string()));
+    }
+    let (Start::Recover(recovery) | Start::Standby(recovery)) = &settings.start else { return Ok(lines) };
+    if recovery.restore_command.contains('\n') {
+        return Err(Error::new(Kind::Usage, "a restore_command cannot contain a line break"));
+    }
+    lines.push(("restore_command", recovery.restore_command.clone()));
+    // Beyond consistency another timeline would still be followed: stay on the backup's own.
+    let mut timeline = recovery.timeline.clone();
+    match &recovery.target {
+        Target::End => {}
+        Target::Time(time) => lines.push(("recovery_target_time", checked_time(time)?)),
+        Target::Lsn(lsn) => lines.push(("recovery_target_lsn", lsn.to_string())),
+        Target::Xid(xid) => lines.push(("recovery_target_xid", xid.to_string())),
+        Target::Name(name) => lines.push(("recovery_target_name", name.clone())),
+        Target::Immediate => {
+            lines.push(("recovery_target", "immediate".to_string()));
+            timeline = timeline.or(Some("current".to_string()));
+        }
+    }
+    if let Some(timeline) = timeline {
+        lines.push(("recovery_target_timeline", timeline));
+    }
+    if recovery.exclusive {
+        lines.push(("recovery_target_inclusive", "off".to_string()));
+    }
+    if let Some(action) = &recovery.action {
+        lines.push(("recovery_target_action", action.clone()));
+    }
+    Ok(lines)
+}
+
+/// A target time without offset would be read in the server's time zone, whatever that is.
+pub fn checked_time(text: &str) -> Result<String> {
+    let parsed = Timestamp::parse_rfc3339(&text.trim().replacen(' ', "T", 1));
+    parsed.map(|_| text.trim().to_string()).map_err(|_| {
+        Error::new(Kind::Usage, format!("\"{text}\" is not a target time with a UTC offset"))
+            .hint("Write it as in 2026-11-21 14:03:00+01:00, or 2026-11-21T13:03:00Z.")
+    })
+}
+
+/// The name before `=` of a line in a configuration file, in lower case; `None` for comments and empty lines.
+fn setting_of(line: &str) -> Option<String> {
+    let line = line.trim_start();
+    let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.')).unwrap_or(line.len());
+    (end > 0).then(|| line[..end].to_ascii_lowercase())
+}
+
+/// Targets in postgresql.conf would join ours, and two targets are fatal; that file is the operator's and is
+/// restored as it was.
+fn warn_of_targets_elsewhere(data: &Path) -> Result<()> {
+    let Ok(bytes) = disk::read_small(&data.join("postgresql.conf")) else { return Ok(()) };
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let inherited = text.lines().filter_map(setting_of).filter(|name| NOT_INHERITED.contains(&name.as_str()));
+    for name in inherited {
+        log::warn!("postgresql.conf of the copy sets {name}; check it before you start the server");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn recovery(target: Target) -> Recovery {
+        let restore_command = "seawall wal-fetch '%f' \"%p\"".to_string();
+        Recovery { restore_command, target, timeline: None, action: None, exclusive: false }
+    }
+
+    fn written(before: &str, start: Start, keep_archiving: bool) -> String {
+        auto_conf(before, &Settings { start, keep_archiving, in_place_tablespaces: false }).unwrap()
+    }
+
+    #[test]
+    fn productions_archiving_and_replication_stay_behind() {
+        let before = "work_mem = '1GB'\nprimary_conninfo = 'host=p'\n  Recovery_Target_Time='x'\nrestore_command = 'cp'\n";
+        assert_eq!(
+            written(before, Start::Nothing, false),
+            "work_mem = '1GB'\n\
+             # commented out by seawall backup-fetch: primary_conninfo = 'host=p'\n\
+             # commented out by seawall backup-fetch:   Recovery_Target_Time='x'\n\
+             # commented out by seawall backup-fetch: restore_command = 'cp'\n\
+             # added by seawall backup-fetch\n\
+             archive_mode = 'off'\n"
+        );
+        assert_eq!(written("a = 1\n", Start::Nothing, true), "a = 1\n");
+    }
+
+    #[test]
+    fn one_target_is_written_with_its_companions() {
+        let text = written("", Start::Recover(recovery(Target::Immediate)), false);
+        assert!(text.contains("restore_command = 'seawall wal-fetch ''%f'' \"%p\"'\n"));
+        assert!(text.contains("recovery_target = 'immediate'\nrecovery_target_timeline = 'current'\n"));
+        let settings = Recovery {
+            timeline: Some("3".into()),
+            action: Some("promote".into()),
+            exclusive: true,
+            ..recovery(Target::Lsn("0/3000060".parse().unwrap()))
+        };
+        let text = written("", Start::Recover(settings), false);
+        assert!(text.ends_with(
+            "recovery_target_lsn = '0/3000060'\nrecovery_target_timeline = '3'\nrecovery_target_inclusive = 'off'\nrecovery_target_action = 'promote'\n"
+        ));
+    }
+
+    #[test]
+    fn a_target_time_needs_its_offset() {
+        for fine in ["2026-11-21 14:03:00+01:00", "2026-11-21T13:03:00Z", "2026-11-21 14:03:00.5-08:00"] {
+            assert!(checked_time(fine).is_ok(), "{fine}");
+        }
+        for bad in ["2026-11-21 14:03:00", "yesterday", "", "14:03+01:00", "2026-13-21 14:03:00+01:00"] {
+            assert_eq!(checked_time(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
+        }
+    }
+}

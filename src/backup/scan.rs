@@ -1,0 +1,284 @@
+//! What of a data directory belongs into a backup: PostgreSQL's own exclusion list (`basebackup.c`), by path.
+//!
+//! The walk holds one directory listing per level and nothing else, so memory does not grow with the number of
+//! files.
+
+use crate::disk::tree::{self, DirEntry};
+use crate::disk::{self, FileKind, Stat};
+use crate::error::{Error, Kind, Result};
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+/// Something that becomes a tar member.
+#[derive(Debug)]
+pub struct Found<'a> {
+    /// Where it is on this host.
+    pub source: PathBuf,
+    /// Its name relative to the data directory, tablespaces as `pg_tblspc/<oid>/…`.
+    pub name: &'a Path,
+    /// Kind, size, mode and times at the time of listing.
+    pub stat: Stat,
+}
+
+/// A tablespace outside the data directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tablespace {
+    /// Its OID, the name of its link.
+    pub oid: u32,
+    /// The directory its link points to.
+    pub location: PathBuf,
+}
+
+/// Directories whose contents the server makes anew; the directory itself belongs into the backup.
+const EMPTY_DIRECTORIES: &[&str] =
+    &["pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans"];
+
+/// Files at the top that describe the running server or another backup. The signal files would make a copy a
+/// standby or start a recovery that nobody asked for.
+const TOP_FILES: &[&str] = &[
+    "postmaster.pid", "postmaster.opts", "postgresql.auto.conf.tmp", "current_logfiles.tmp", "backup_label",
+    "backup_label.old", "tablespace_map", "tablespace_map.old", "backup_manifest", "backup_manifest.tmp",
+    "recovery.signal", "standby.signal",
+];
+
+/// The walk over one data directory.
+pub struct Scan<'a> {
+    data: &'a Path,
+    /// The one directory of a tablespace that is this server's: `PG_<major>_<catalog version>`.
+    version_directory: String,
+}
+
+impl<'a> Scan<'a> {
+    /// A walk over `data`, of a server whose tablespaces have `version_directory`.
+    pub fn new(data: &'a Path, version_directory: String) -> Scan<'a> {
+        Scan { data, version_directory }
+    }
+
+    /// The tablespaces that lie outside the data directory, by their links.
+    pub fn tablespaces(&self) -> Result<Vec<Tablespace>> {
+        let mut found = Vec::new();
+        for entry in tree::walk_dir(&self.data.join("pg_tblspc"))? {
+            let Some(oid) = entry.name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            if entry.stat.kind == FileKind::Symlink {
+                let link = self.data.join("pg_tblspc").join(&entry.name);
+                found.push(Tablespace { oid, location: disk::read_link(&link)? });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Calls `each` for every directory and file that belongs into the backup, directories before what is in
+    /// them, except `global/pg_control`, which the caller reads last.
+    pub fn walk(&self, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+        let root = disk::stat(self.data)?
+            .ok_or_else(|| Error::new(Kind::Missing, format!("there is no directory \"{}\"", self.data.display())))?;
+        each(Found { source: self.data.to_path_buf(), name: Path::new("."), stat: root })?;
+        self.directory(self.data, Path::new(""), each)
+    }
+
+    fn directory(&self, source: &Path, name: &Path, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+        let entries = match tree::walk_dir(source) {
+            // A database dropped since its parent was listed; the WAL knows about it.
+            Err(e) if e.kind() == Kind::Missing && name.components().count() > 1 => return Ok(()),
+            other => other?,
+        };
+        let unlogged = unlogged_relations(name, &entries);
+        for entry in &entries {
+            let member = name.join(&entry.name);
+            if self.left_out(&member, entry, &unlogged) {
+                continue;
+            }
+            self.entry(source.join(&entry.name), &member, entry.stat.clone(), each)?;
+        }
+        Ok(())
+    }
+
+    fn entry(&self, source: PathBuf, member: &Path, stat: Stat, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+        let top = member.components().count() == 1;
+        let name = member.to_str().unwrap_or_default();
+        match stat.kind {
+            FileKind::Directory | FileKind::Symlink if top && name == "pg_wal" => self.pg_wal(member, &source, each),
+            FileKind::Directory => {
+                each(Found { source: source.clone(), name: member, stat })?;
+                if top && EMPTY_DIRECTORIES.contains(&name) { Ok(()) } else { self.directory(&source, member, each) }
+            }
+            FileKind::File => each(Found { source, name: member, stat }),
+            FileKind::Symlink if member.parent() == Some(Path::new("pg_tblspc")) => self.tablespace(&source, member, each),
+            _ => {
+                log::warn!("\"{}\" is left out: it is neither a file nor a directory", source.display());
+                Ok(())
+            }
+        }
+    }
+
+    /// `pg_wal` is always an empty directory with its `archive_status`: WAL comes from the archive.
+    fn pg_wal(&self, member: &Path, source: &Path, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+        let stat = directory_stat(source)?;
+        each(Found { source: source.to_path_buf(), name: member, stat: stat.clone() })?;
+        each(Found { source: source.join("archive_status"), name: &member.join("archive_status"), stat })
+    }
+
+    fn tablespace(&self, source: &Path, member: &Path, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+        each(Found { source: source.to_path_buf(), name: member, stat: directory_stat(source)? })?;
+        let ours = source.join(&self.version_directory);
+        let member = member.join(&self.version_directory);
+        match disk::stat(&ours)? {
+            None => Ok(()),
+            Some(stat) => {
+                each(Found { source: ours.clone(), name: &member, stat })?;
+                self.directory(&ours, &member, each)
+            }
+        }
+    }
+
+    fn left_out(&self, member: &Path, entry: &DirEntry, unlogged: &HashSet<String>) -> bool {
+        let Some(name) = entry.name.to_str() else { return false };
+        let top = member.components().count() == 1;
+        if top && (TOP_FILES.contains(&name) || name == "lost+found") {
+            return true;
+        }
+        // pg_control is the last file read; its temporary neighbours are nobody's.
+        if member == Path::new("global/pg_control") || name.starts_with("pgsql_tmp") || name.starts_with("pg_internal.init") {
+            return true;
+        }
+        if holds_relations(member.parent().unwrap_or(Path::new(""))) && entry.stat.kind == FileKind::File {
+            if is_temporary_relation(name) {
+                return true;
+            }
+            if let Some((relation, fork)) = relation_of(name) {
+                return fork != Some("init") && unlogged.contains(relation);
+            }
+        }
+        false
+    }
+}
+
+/// The target of a link or the directory itself; it must be there.
+fn directory_stat(source: &Path) -> Result<Stat> {
+    match disk::stat(source)? {
+        Some(stat) if stat.kind == FileKind::Directory => Ok(stat),
+        Some(_) => Err(Error::new(Kind::Refused, format!("\"{}\" is not a directory", source.display()))),
+        None => Err(Error::new(Kind::Missing, format!("\"{}\" points to nothing", source.display()))
+            .hint("Is the file system of the tablespace mounted?")),
+    }
+}
+
+/// `base/<db>`, `global`, `pg_tblspc/<oid>/PG_…/<db>`.
+pub fn holds_relations(directory: &Path) -> bool {
+    let parts: Vec<&OsStr> = directory.iter().collect();
+    match parts.as_slice() {
+        [only] => *only == "global",
+        [first, _] => *first == "base",
+        [first, _, _, _] => *first == "pg_tblspc",
+        _ => false,
+    }
+}
+
+/// Relations of a directory that have an init fork: their other forks are made from it at the end of recovery.
+fn unlogged_relations(directory: &Path, entries: &[DirEntry]) -> HashSet<String> {
+    if !holds_relations(directory) {
+        return HashSet::new();
+    }
+    let relation = |entry: &DirEntry| match relation_of(entry.name.to_str()?) {
+        Some((relation, Some("init"))) => Some(relation.to_string()),
+        _ => None,
+    };
+    entries.iter().filter_map(relation).collect()
+}
+
+/// Takes the file name of a relation apart: number and fork (`None`: main), as in `16384_vm.1`.
+pub fn relation_of(name: &str) -> Option<(&str, Option<&str>)> {
+    let (stem, segment) = match name.split_once('.') {
+        Some((stem, segment)) => (stem, Some(segment)),
+        None => (name, None),
+    };
+    if segment.is_some_and(|digits| !all_digits(digits)) {
+        return None;
+    }
+    let (relation, fork) = match stem.split_once('_') {
+        Some((relation, fork)) if ["init", "fsm", "vm"].contains(&fork) => (relation, Some(fork)),
+        Some(_) => return None,
+        None => (stem, None),
+    };
+    all_digits(relation).then_some((relation, fork))
+}
+
+/// `t<backend>_<relation>`, with forks and segments.
+fn is_temporary_relation(name: &str) -> bool {
+    let parse = || {
+        let (backend, relation) = name.strip_prefix('t')?.split_once('_')?;
+        (all_digits(backend) && relation_of(relation).is_some()).then_some(())
+    };
+    parse().is_some()
+}
+
+fn all_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn relation_names_come_apart() {
+        let cases = [
+            ("16384", Some(("16384", None))),
+            ("16384.1", Some(("16384", None))),
+            ("16384_vm", Some(("16384", Some("vm")))),
+            ("16384_init.2", Some(("16384", Some("init")))),
+            ("16384_foo", None),
+            ("PG_VERSION", None),
+            ("pg_filenode.map", None),
+            ("16384.x", None),
+            ("", None),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(relation_of(name), expected, "{name}");
+        }
+        for (name, temporary) in [("t3_16384", true), ("t3_16384_fsm", true), ("t12_5.1", true), ("t_5", false), ("table_5", false)] {
+            assert_eq!(is_temporary_relation(name), temporary, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_walk_leaves_out_what_the_server_leaves_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (data, space) = (dir.path().join("data"), dir.path().join("space"));
+        let put = |root: &Path, name: &str| {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, name).unwrap();
+        };
+        for name in [
+            "PG_VERSION", "postmaster.pid", "backup_label", "standby.signal", "postgresql.conf", "global/pg_control",
+            "global/1262", "global/pg_internal.init.77", "base/5/16384", "base/5/16384_init", "base/5/16384_vm", "base/5/16385",
+            "base/5/16385_vm", "base/5/t2_16390", "base/pgsql_tmp/x", "base/5/pgsql_tmp1.2", "pg_replslot/s/state",
+            "pg_notify/0000", "pg_wal/000000010000000000000001", "pg_xact/0000", "log/ü name", "current_logfiles",
+        ] {
+            put(&data, name);
+        }
+        put(&space, "PG_15_202209061/5/20000");
+        put(&space, "PG_14_202107181/5/20000");
+        std::fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+        std::os::unix::fs::symlink(&space, data.join("pg_tblspc/16400")).unwrap();
+
+        let scan = Scan::new(&data, "PG_15_202209061".into());
+        let mut names = Vec::new();
+        scan.walk(&mut |found| {
+            names.push(found.name.to_str().unwrap().to_string());
+            Ok(())
+        })
+        .unwrap();
+        let expected = [
+            ".", "PG_VERSION", "base", "base/5", "base/5/16384_init", "base/5/16385", "base/5/16385_vm", "current_logfiles",
+            "global", "global/1262", "log", "log/ü name", "pg_notify", "pg_replslot", "pg_tblspc", "pg_tblspc/16400",
+            "pg_tblspc/16400/PG_15_202209061", "pg_tblspc/16400/PG_15_202209061/5",
+            "pg_tblspc/16400/PG_15_202209061/5/20000", "pg_wal", "pg_wal/archive_status", "pg_xact", "pg_xact/0000",
+            "postgresql.conf",
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(scan.tablespaces().unwrap(), [Tablespace { oid: 16400, location: space }]);
+    }
+}
