@@ -6,6 +6,9 @@
 
 use super::Lsn;
 
+/// Size of a data page unless the server was built otherwise (`ControlFile::block_size` tells).
+pub const PAGE_BYTES: usize = 8192;
+
 const LANES: usize = 32;
 const LANE_BYTES: usize = LANES * 4;
 const PRIME: u32 = 16_777_619;
@@ -30,6 +33,9 @@ pub enum PageVerdict {
     /// The checksum does not fit, or the header is that of a new page with something behind it, which the
     /// server refuses to read just the same.
     Bad {
+        /// When it was changed last, as far as its header can be believed: a page changed after a backup began
+        /// is rewritten by replay, and may be torn when it is read.
+        lsn: Lsn,
         /// What the page says.
         stored: u16,
         /// What it should say at this place.
@@ -51,11 +57,14 @@ pub fn verify(page: &[u8], block: u32) -> PageVerdict {
     if stored == computed && !unused {
         return PageVerdict::Good;
     }
-    PageVerdict::Bad { stored, computed }
+    PageVerdict::Bad {
+        lsn: lsn(page),
+        stored,
+        computed,
+    }
 }
 
-/// The LSN of the last change of the page. A page changed after a backup began is rewritten by replay, and may be
-/// torn when it is read.
+/// The LSN of the last change of the page.
 pub fn lsn(page: &[u8]) -> Lsn {
     // Two halves, the high one first, each in the machine's order.
     let half = |at: usize| u64::from(u16_at(page, at)) | u64::from(u16_at(page, at + 2)) << 16;

@@ -9,7 +9,7 @@ use super::{Lsn, Segment, SegmentSize, SystemId, TimelineId};
 use crate::error::{Error, Kind, Result};
 
 /// Size of the long page header with which each segment begins.
-pub const SEGMENT_HEADER_BYTES: usize = 40;
+pub const HEADER_BYTES: usize = 40;
 
 /// The flag of pages that carry the long header.
 const LONG_HEADER: u16 = 0x0002;
@@ -34,11 +34,11 @@ pub struct SegmentHeader {
 }
 
 impl SegmentHeader {
-    /// Parses the first bytes of a segment; `SEGMENT_HEADER_BYTES` of them are enough.
+    /// Parses the first bytes of a segment; `HEADER_BYTES` of them are enough.
     ///
     /// Magic numbers that we do not know are let through from 13's on: `check` warns of them.
     pub fn parse(first_page: &[u8]) -> Result<SegmentHeader> {
-        let Some(head) = first_page.first_chunk::<SEGMENT_HEADER_BYTES>() else {
+        let Some(head) = first_page.first_chunk::<HEADER_BYTES>() else {
             return Err(no_wal(format!("It has only {} bytes.", first_page.len())));
         };
         if is_blank(first_page) {
@@ -106,7 +106,7 @@ impl SegmentHeader {
         }
         let warning = self.major.is_none().then(|| {
             format!(
-                "segment {segment} has the page magic {:04X}, which no release up to {MAJOR_MAX} writes",
+                "its page magic {:04X} is of no release up to {MAJOR_MAX}",
                 self.magic
             )
         });
@@ -144,15 +144,15 @@ fn misnamed(segment: Segment) -> Error {
     Error::new(Kind::Mismatch, format!("this is not segment {segment}"))
 }
 
-fn u16_at(head: &[u8; SEGMENT_HEADER_BYTES], at: usize) -> u16 {
+fn u16_at(head: &[u8; HEADER_BYTES], at: usize) -> u16 {
     u16::from_le_bytes([head[at], head[at + 1]])
 }
 
-fn u32_at(head: &[u8; SEGMENT_HEADER_BYTES], at: usize) -> u32 {
+fn u32_at(head: &[u8; HEADER_BYTES], at: usize) -> u32 {
     u32::from(u16_at(head, at)) | u32::from(u16_at(head, at + 2)) << 16
 }
 
-fn u64_at(head: &[u8; SEGMENT_HEADER_BYTES], at: usize) -> u64 {
+fn u64_at(head: &[u8; HEADER_BYTES], at: usize) -> u64 {
     u64::from(u32_at(head, at)) | u64::from(u32_at(head, at + 4)) << 32
 }
 
