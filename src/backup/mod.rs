@@ -6,8 +6,10 @@
 //! fetch    parts of the store → pool ⟨decode, untar, check against the manifest⟩ → disk → sync → pg_control
 //! ```
 
+pub mod expected;
 pub mod fetch;
 pub mod manifest;
+pub mod offline;
 pub mod owner;
 pub mod pack;
 pub mod pages;
@@ -18,4 +20,15 @@ pub mod push;
 pub mod recovery;
 pub mod remote;
 pub mod scan;
+pub mod server;
 pub mod spec;
+pub mod target;
+
+use crate::pg::timestamp::Timestamp;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// This moment by the host's clock.
+pub fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}

@@ -182,6 +182,23 @@ impl Archive {
         Ok(segment.next(size)?.start(size)? <= parent.end)
     }
 
+    /// Which of `segments`, ascending and of one timeline, are not archived yet.
+    pub fn missing_wal(&self, segments: &[Segment]) -> Result<Vec<Segment>> {
+        let (Some(first), Some(last)) = (segments.first(), segments.last()) else { return Ok(Vec::new()) };
+        let mut missing: std::collections::BTreeSet<Segment> = segments.iter().copied().collect();
+        let name = first.to_string();
+        let (prefix, after) = (format!("{}{}", keys::WAL, &name[..8]), format!("{}{}", keys::WAL, &name[..23]));
+        self.store.list(&prefix, &after, &mut |object| {
+            match keys::parse_wal(&object.key) {
+                Some((WalName::Segment(segment), _)) if segment > *last => return Ok(false),
+                Some((WalName::Segment(segment), _)) => missing.remove(&segment),
+                _ => false,
+            };
+            Ok(!missing.is_empty())
+        })?;
+        Ok(missing.into_iter().collect())
+    }
+
     /// The history of a timeline; `None` when it is not archived.
     pub fn history(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
         if timeline == TimelineId(1) {

@@ -1,0 +1,89 @@
+//! What the manifest expects of each file, in few bytes per file, checked while the files are written.
+
+use crate::error::{Error, Kind, Result};
+use crate::pg::manifest::{FileChecksum, Manifest};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::sync::Mutex;
+
+/// The files of a manifest by the hash of their names: 24 bytes and the table's overhead each, a few MB for 10^5
+/// files.
+pub struct Expected(Mutex<State>);
+
+struct State {
+    files: HashMap<u64, File>,
+    seen: u64,
+    bytes: u64,
+}
+
+struct File {
+    size: u64,
+    crc32c: Option<u32>,
+    seen: bool,
+}
+
+impl Expected {
+    /// Reads a manifest and verifies its own checksum.
+    pub fn read(manifest: &[u8]) -> Result<Expected> {
+        let mut files = HashMap::new();
+        Manifest::read(manifest, &mut |file| {
+            let crc32c = match file.checksum {
+                FileChecksum::Crc32c(crc) => Some(crc),
+                FileChecksum::None => None,
+                other => {
+                    return Err(Error::new(Kind::Unavailable, "the manifest has checksums of a kind that seawall does not write")
+                        .detail(format!("They are {}.", other.algorithm().unwrap_or("none"))));
+                }
+            };
+            let twice = files.insert(hash(&file.path), File { size: file.size, crc32c, seen: false });
+            match twice {
+                None => Ok(()),
+                Some(_) => Err(Error::new(Kind::Corrupt, format!("the manifest names \"{}\" twice", file.path.display()))),
+            }
+        })?;
+        Ok(Expected(Mutex::new(State { files, seen: 0, bytes: 0 })))
+    }
+
+    /// Compares a file that was written with what the manifest says. WAL files inside a backup of a server that
+    /// was shut down are not in the manifest.
+    pub fn check(&self, name: &Path, size: u64, crc32c: u32) -> Result<()> {
+        if name.starts_with("pg_wal") {
+            return Ok(());
+        }
+        let mut state = self.0.lock().expect("no thread panics while it counts files");
+        let unexpected = |why: &str| {
+            Error::new(Kind::Corrupt, format!("file \"{}\" does not match the manifest", name.display())).detail(why)
+        };
+        let file = state.files.get_mut(&hash(name)).ok_or_else(|| unexpected("The manifest does not name it."))?;
+        if file.seen {
+            return Err(unexpected("The backup contains it twice."));
+        }
+        if file.size != size {
+            return Err(unexpected(&format!("It has {size} bytes instead of {}.", file.size)));
+        }
+        if file.crc32c.is_some_and(|expected| expected != crc32c) {
+            return Err(unexpected("Its CRC-32C is another one."));
+        }
+        file.seen = true;
+        state.seen += 1;
+        state.bytes += size;
+        Ok(())
+    }
+
+    /// Every file of the manifest must have come.
+    pub fn all_seen(&self) -> Result<super::fetch::Restored> {
+        let state = self.0.lock().expect("no thread panics while it counts files");
+        let missing = state.files.len() as u64 - state.seen;
+        if missing > 0 {
+            return Err(Error::new(Kind::Corrupt, format!("{missing} files of the manifest are not in the backup")));
+        }
+        Ok(super::fetch::Restored { files: state.seen, bytes: state.bytes })
+    }
+}
+
+fn hash(name: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    name.as_os_str().hash(&mut hasher);
+    hasher.finish()
+}

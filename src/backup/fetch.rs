@@ -1,0 +1,249 @@
+//! Restoring a base backup.
+//!
+//! P6: everything is written, checked against the manifest and synced before `global/pg_control` gets its name,
+//! so a restore that was interrupted at any moment cannot be started.
+
+use super::expected::Expected;
+use super::progress::Progress;
+use super::recovery;
+use super::spec::{self, Placement};
+use super::target::Target;
+use crate::archive::Archive;
+use crate::archive::catalog::Backup;
+use crate::archive::sentinel::{Details, Object};
+use crate::codec::digest::{Crc32c, Sha256, hex};
+use crate::codec::tar::{self, EntryKind};
+use crate::codec::{self, Method};
+use crate::error::{Error, Kind, Result, from_io};
+use crate::limits;
+use crate::pg::control::ControlFile;
+use crate::store::Key;
+use crate::work::pool;
+use crate::work::stop::Stop;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// What the operator asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Parts that are fetched side by side.
+    pub threads: usize,
+    /// Where tablespaces go.
+    pub placement: Placement,
+    /// Where `pg_wal` goes, if not into the data directory.
+    pub waldir: Option<PathBuf>,
+    /// What is written into the copy's configuration.
+    pub settings: recovery::Settings,
+}
+
+/// A restored directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Files that match the manifest.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What the workers share.
+struct Restore<'a> {
+    archive: &'a Archive,
+    target: Target,
+    expected: Expected,
+    progress: &'a Progress,
+    stop: &'a Stop,
+    control: Mutex<Option<Vec<u8>>>,
+}
+
+/// Restores `backup` into `data`, which must not exist or be empty.
+pub fn fetch(
+    archive: &Archive,
+    backup: &Backup,
+    data: &Path,
+    options: &Options,
+    progress: &Progress,
+    stop: &Stop,
+) -> Result<Restored> {
+    let details = backup.sentinel.details(&backup.id)?;
+    let places = spec::place(&backup.sentinel.spec, &options.placement)?;
+    let has_tablespaces = !backup.sentinel.spec.tablespaces.is_empty();
+    let mut settings = options.settings.clone();
+    if options.placement.blind && has_tablespaces {
+        log::info!("tablespaces become plain directories below pg_tblspc; allow_in_place_tablespaces is set");
+        settings.in_place_tablespaces = true;
+    }
+    let target = Target::new(data, places, options.waldir.clone());
+    target.refuse_unfit(backup.sentinel.expanded_size_bytes)?;
+    let (manifest, expected) = read_manifest(archive, &details.manifest)?;
+    progress.expect(backup.sentinel.expanded_size_bytes);
+    target.create()?;
+    let restore = Restore { archive, target, expected, progress, stop, control: Mutex::new(None) };
+    let restored = restore.parts(details, options.threads).and_then(|()| restore.finish(&manifest, &settings));
+    restored.map_err(|e| {
+        e.context(format!("backup {} was not restored", backup.id)).hint(format!(
+            "\"{}\" is incomplete and cannot be started (it has no global/pg_control). Remove it before you try again.",
+            data.display()
+        ))
+    })
+}
+
+/// Fetches the manifest; keeps its text for the copy, and per file what a worker must check.
+fn read_manifest(archive: &Archive, object: &Object) -> Result<(Vec<u8>, Expected)> {
+    let mut text = Vec::new();
+    let mut reader = StoredObject::open(archive, object)?;
+    reader
+        .read_to_end(&mut text)
+        .map_err(|e| from_io("could not read the object", e).context(format!("could not fetch {}", object.key)))?;
+    reader.finish()?;
+    let expected = Expected::read(&text)?;
+    Ok((text, expected))
+}
+
+impl Restore<'_> {
+    fn parts(&self, details: &Details, threads: usize) -> Result<()> {
+        pool::run(
+            "restore",
+            threads,
+            self.stop,
+            |submit| details.parts.iter().try_for_each(submit),
+            |_, part: &Object| self.part(part).map_err(|e| present(e).context(format!("could not restore {}", part.key))),
+        )
+    }
+
+    fn part(&self, object: &Object) -> Result<()> {
+        let reader = StoredObject::open(self.archive, object)?;
+        let mut archive = tar::Reader::new(reader);
+        let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
+        while let Some(header) = archive.next()? {
+            self.stop.check()?;
+            match header.kind {
+                EntryKind::Directory => self.target.directory(&header.path, header.mode)?,
+                EntryKind::File => self.file(&header, &mut archive, &mut buffer)?,
+                _ => {
+                    return Err(Error::new(Kind::Corrupt, format!("member \"{}\" is neither a file nor a directory", header.path.display()))
+                        .detail("Backups of seawall contain no links."));
+                }
+            }
+        }
+        archive.into_inner().finish()
+    }
+
+    fn file(&self, header: &tar::Header, body: &mut impl Read, buffer: &mut [u8]) -> Result<()> {
+        let name = header.path.as_path();
+        if name == Path::new("global/pg_control") {
+            return self.hold_control(header, body);
+        }
+        // A signal file of the source would start a recovery or a standby that nobody asked for.
+        let skipped = ["recovery.signal", "standby.signal"].iter().any(|signal| name == Path::new(signal));
+        let mut file = if skipped { None } else { Some(self.target.create_file(name, header.mode)?) };
+        let mut crc = Crc32c::new();
+        loop {
+            let count = body.read(buffer).map_err(|e| from_io("could not read the backup", e))?;
+            if count == 0 {
+                break;
+            }
+            crc.update(&buffer[..count]);
+            if let Some(file) = &mut file {
+                file.write(&buffer[..count])?;
+            }
+            self.progress.add(count as u64);
+            self.stop.check()?;
+        }
+        if let Some(file) = file {
+            file.close(header.modified_secs)?;
+        }
+        self.expected.check(name, header.size, crc.value())
+    }
+
+    /// pg_control waits in memory until everything else is safe.
+    fn hold_control(&self, header: &tar::Header, body: &mut impl Read) -> Result<()> {
+        let mut bytes = Vec::new();
+        body.take(limits::SMALL_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| from_io("could not read the backup", e))?;
+        let mut crc = Crc32c::new();
+        crc.update(&bytes);
+        self.expected.check(&header.path, header.size, crc.value())?;
+        ControlFile::parse(&bytes)?;
+        *self.control.lock().expect("only stored and taken") = Some(bytes);
+        Ok(())
+    }
+
+    fn finish(&self, manifest: &[u8], settings: &recovery::Settings) -> Result<Restored> {
+        let restored = self.expected.all_seen()?;
+        let control = self.control.lock().expect("only stored and taken").take();
+        let control = control.ok_or_else(|| Error::new(Kind::Corrupt, "the backup has no global/pg_control"))?;
+        self.target.links()?;
+        self.target.write_new("backup_manifest", manifest)?;
+        recovery::write(self.target.data(), settings)?;
+        self.stop.check()?;
+        log::info!("syncing {} files", restored.files);
+        self.target.sync()?;
+        self.target.write_new("global/pg_control", &control)?;
+        Ok(restored)
+    }
+}
+
+/// An object of a backup: decoded, and compared with the digest in the sentinel.
+struct StoredObject {
+    key: String,
+    decoded: Box<dyn Read + Send>,
+    digest: Arc<Mutex<Sha256>>,
+    sha256: String,
+}
+
+/// Counts the stored bytes into a digest on their way to the decoder.
+struct Hashed<R> {
+    inner: R,
+    digest: Arc<Mutex<Sha256>>,
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.digest.lock().expect("one reader").update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl StoredObject {
+    fn open(archive: &Archive, object: &Object) -> Result<StoredObject> {
+        let key = Key::new(object.key.clone())?;
+        let method: Method = object.codec.parse()?;
+        let body = archive.store.get(&key, 0).map_err(present)?;
+        if body.size != object.stored_bytes {
+            return Err(Error::new(Kind::Corrupt, format!("object {key} has another size than when it was stored"))
+                .detail(format!("It has {} bytes instead of {}.", body.size, object.stored_bytes)));
+        }
+        let digest = Arc::new(Mutex::new(Sha256::new()));
+        let decoded = codec::decoder(method, Hashed { inner: body.reader, digest: digest.clone() });
+        Ok(StoredObject { key: object.key.clone(), decoded, digest, sha256: object.sha256.clone() })
+    }
+
+    /// Reads what is left and compares the digest.
+    fn finish(mut self) -> Result<()> {
+        std::io::copy(&mut self.decoded, &mut std::io::sink())
+            .map_err(|e| from_io("could not read the object", e))?;
+        drop(self.decoded);
+        let digest = std::mem::take(&mut *self.digest.lock().expect("one reader"));
+        let found = hex(&digest.finish());
+        if found == self.sha256 {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Corrupt, format!("object {} is not the one that was stored", self.key))
+            .detail(format!("Its SHA-256 is {found}, the sentinel says {}.", self.sha256)))
+    }
+}
+
+impl Read for StoredObject {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.decoded.read(buffer)
+    }
+}
+
+/// A part that is gone is a hole in the archive, not "no such backup".
+fn present(error: Error) -> Error {
+    match error.kind() {
+        Kind::Missing => error.with_kind(Kind::Hole),
+        _ => error,
+    }
+}

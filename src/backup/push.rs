@@ -1,0 +1,434 @@
+//! Taking a base backup of files on this host: of a running server, or of one that is shut down.
+//!
+//! The order is the promise: owner first; every file read before the server is told to stop; the sentinel last,
+//! and only when the WAL from start to stop is archived and the store shows every part in its full size.
+
+use super::manifest::ManifestObject;
+use super::owner::{self, Owner};
+use super::pack::Packing;
+use super::pages::{Finished, Source};
+use super::plan::{self, Plan};
+use super::progress::Progress;
+use super::scan::{Found, Scan};
+use super::{now, server, spec};
+use crate::archive::identity::Identity;
+use crate::archive::keys::BackupId;
+use crate::archive::object::ObjectWriter;
+use crate::archive::sentinel::{self, Details, Metadata, Mode, Object, PageChecksums, Sentinel, Spec};
+use crate::archive::Archive;
+use crate::codec::digest::Crc32c;
+use crate::disk::{self, FileKind};
+use crate::error::{Error, Kind, Result};
+use crate::limits;
+use crate::pg::control::ControlFile;
+use crate::pg::manifest::WalRange;
+use crate::pg::timestamp::Timestamp;
+use crate::pg::version::ServerVersion;
+use crate::pg::{Lsn, Segment, TimelineId};
+use crate::wire::Conn;
+use crate::work::pool;
+use crate::work::rate::RateLimit;
+use crate::work::stop::Stop;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the operator asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Free text, kept in the sentinel and given to the server.
+    pub label: String,
+    /// Workers that read, compress and send.
+    pub threads: usize,
+    /// Check page checksums where the cluster has them.
+    pub verify_checksums: bool,
+    /// Bytes read per second, of the whole process.
+    pub rate_limit: Option<u64>,
+    /// How long to wait for the last WAL segment to be archived.
+    pub wal_timeout: Duration,
+}
+
+/// What a backup works with.
+pub struct Job<'a> {
+    /// Where it goes.
+    pub archive: &'a Archive,
+    /// How it is taken.
+    pub options: &'a Options,
+    /// Who watches.
+    pub progress: &'a Progress,
+    /// Who may end it.
+    pub stop: &'a Stop,
+}
+
+/// A complete backup.
+#[derive(Debug)]
+pub struct Taken {
+    /// Its name.
+    pub id: BackupId,
+    /// Its sentinel.
+    pub sentinel: Sentinel,
+}
+
+/// Facts of a backup, collected on the way.
+pub(super) struct Facts {
+    pub id: BackupId,
+    pub mode: Mode,
+    pub version: ServerVersion,
+    pub identity: Identity,
+    pub timeline: TimelineId,
+    pub start: Lsn,
+    pub start_time: Timestamp,
+}
+
+/// What was stored.
+pub(super) struct Stored {
+    pub parts: Vec<Object>,
+    pub manifest: Object,
+    pub file_bytes: u64,
+    pub findings: PageChecksums,
+}
+
+impl Job<'_> {
+    /// Backs up the data directory of the running server that `conn` is connected to.
+    pub fn local(&self, conn: &mut Conn, data: &Path) -> Result<Taken> {
+        let server = server::ask(conn)?;
+        server.refuse_standby()?;
+        server.refuse_other_directory(data)?;
+        server.warn_without_archiving();
+        self.archive.claim(&server.identity, now())?;
+        let start_time = now();
+        log::info!("waiting for the server's checkpoint");
+        let (start, timeline) = server::start_backup(conn, &server, &self.options.label)?;
+        let id = BackupId::new(timeline, start, server.identity.segment_size);
+        log::info!("backup {id} starts at {start} on timeline {timeline}");
+        let facts = Facts {
+            id,
+            mode: Mode::Local,
+            version: server.version,
+            identity: server.identity.clone(),
+            timeline,
+            start,
+            start_time,
+        };
+        // Ending the session ends backup mode; the owner's objects go with it.
+        self.owned(&facts, |job| job.local_started(conn, data, &server, &facts))
+    }
+
+    /// Backs up the data directory of a server that was shut down cleanly. The WAL that it needs is inside.
+    pub fn offline(&self, data: &Path) -> Result<Taken> {
+        let control = super::offline::shut_down_cluster(data)?;
+        let stop = super::offline::end_of_checkpoint(data, &control)?;
+        let identity = Identity { system_id: control.system_id, major: control.major, segment_size: control.segment_size };
+        self.archive.claim(&identity, now())?;
+        let facts = Facts {
+            id: BackupId::new(control.timeline, control.redo, control.segment_size),
+            mode: Mode::Offline,
+            version: ServerVersion(control.major * 10_000),
+            identity,
+            timeline: control.timeline,
+            start: control.redo,
+            start_time: now(),
+        };
+        self.owned(&facts, |job| job.offline_started(data, &control, stop, &facts))
+    }
+
+    /// Takes the backup's name, does the work, and removes what it stored if it fails.
+    pub(super) fn owned(&self, facts: &Facts, work: impl FnOnce(&Self) -> Result<Taken>) -> Result<Taken> {
+        let owner = Owner::current(facts.start_time)?;
+        owner::take(self.archive, &facts.id, &owner)?;
+        let result = work(self);
+        if let Err(error) = &result {
+            log::info!("removing the parts of unfinished backup {}", facts.id);
+            let complete = error.kind() == Kind::Exists;
+            if !complete && let Err(cleanup) = owner::remove_all(self.archive, &facts.id) {
+                log::warn!("could not remove them all: {}", cleanup.one_line());
+            }
+        }
+        result
+    }
+
+    fn local_started(&self, conn: &mut Conn, data: &Path, server: &server::Server, facts: &Facts) -> Result<Taken> {
+        let scan = Scan::new(data, server.version_directory());
+        let spec = spec::of(data, &scan.tablespaces()?)?;
+        let rules = server.data_checksums && self.options.verify_checksums;
+        let manifest = self.manifest(facts)?;
+        let rate = self.options.rate_limit.map(RateLimit::new);
+        let packing = Packing::new(
+            self.archive.compression,
+            self.options.threads,
+            Some(&manifest),
+            rate.as_ref(),
+            self.progress,
+            self.stop,
+        )?;
+        let mut plan = self.plan(facts, self.measure(&scan)?);
+        pool::run("backup", self.options.threads, self.stop, |submit| {
+            self.files(&scan, &mut plan, &manifest, rules.then_some(facts.start), submit)?;
+            self.control_file(data, &mut plan, &manifest, submit)?;
+            plan.flush(submit)
+        }, |worker, chunk| packing.pack(worker, chunk))?;
+        // Only now: everything was read while the server was in backup mode.
+        let stopped = server::stop_backup(conn, server)?;
+        let submit = &mut |chunk| packing.pack(0, chunk);
+        self.label_member(&stopped.label, &mut plan, &manifest, submit)?;
+        plan.close(submit)?;
+        let findings = self.findings(&packing, rules);
+        drop(packing);
+        log::info!("all files are stored; the backup ends at {}", stopped.stop);
+        self.wait_for_wal(facts, stopped.stop, Some(conn))?;
+        let stored = self.stored(&plan, manifest, facts, stopped.stop, findings)?;
+        self.complete(facts, stopped.stop, spec, stored, &server.version_text)
+    }
+
+    fn offline_started(&self, data: &Path, control: &ControlFile, stop: Lsn, facts: &Facts) -> Result<Taken> {
+        let scan = Scan::new(data, format!("PG_{}_{}", control.major, control.catalog_version));
+        let spec = spec::of(data, &scan.tablespaces()?)?;
+        let rules = control.data_checksums && self.options.verify_checksums;
+        let manifest = self.manifest(facts)?;
+        let rate = self.options.rate_limit.map(RateLimit::new);
+        let packing = Packing::new(
+            self.archive.compression,
+            self.options.threads,
+            Some(&manifest),
+            rate.as_ref(),
+            self.progress,
+            self.stop,
+        )?;
+        let mut plan = self.plan(facts, self.measure(&scan)?);
+        let segments = sentinel::needed_segments(facts.timeline, facts.start, stop, facts.identity.segment_size)?;
+        pool::run("backup", self.options.threads, self.stop, |submit| {
+            self.files(&scan, &mut plan, &manifest, rules.then_some(Lsn(u64::MAX)), submit)?;
+            super::offline::wal_members(data, &segments, &mut plan, submit)?;
+            self.control_file(data, &mut plan, &manifest, submit)?;
+            plan.close(submit)
+        }, |worker, chunk| packing.pack(worker, chunk))?;
+        let again = super::offline::shut_down_cluster(data)?;
+        if again.checkpoint != control.checkpoint {
+            return Err(Error::new(Kind::Refused, "the server was started while its files were read")
+                .hint("Begin again: with the server shut down, or without --while-offline."));
+        }
+        let findings = self.findings(&packing, rules);
+        drop(packing);
+        let stored = self.stored(&plan, manifest, facts, stop, findings)?;
+        self.complete(facts, stop, spec, stored, &format!("PostgreSQL {}", facts.version))
+    }
+
+    fn manifest(&self, facts: &Facts) -> Result<ManifestObject<'_>> {
+        let compression = self.archive.compression;
+        let key = facts.id.manifest(compression.method);
+        let object = ObjectWriter::new(&*self.archive.store, key, compression)?;
+        ManifestObject::new(facts.version, facts.identity.system_id, object)
+    }
+
+    /// A plan whose parts are large enough that there are never too many.
+    pub(super) fn plan(&self, facts: &Facts, total: u64) -> Plan<'_> {
+        let part_bytes = limits::TAR_PART_BYTES.max(total / limits::TAR_PARTS_MAX);
+        Plan::new(&*self.archive.store, facts.id, self.archive.compression.method, part_bytes)
+    }
+
+    /// Adds up what will be read, for the progress and the size of the parts.
+    fn measure(&self, scan: &Scan<'_>) -> Result<u64> {
+        let mut total = 0;
+        scan.walk(&mut |found| {
+            if found.stat.kind == FileKind::File {
+                total += found.stat.size;
+            }
+            self.stop.check()
+        })?;
+        self.progress.expect(total);
+        Ok(total)
+    }
+
+    fn files<'p>(
+        &self,
+        scan: &Scan<'_>,
+        plan: &mut Plan<'p>,
+        manifest: &ManifestObject<'_>,
+        checked_before: Option<Lsn>,
+        submit: plan::Submit<'_, 'p>,
+    ) -> Result<()> {
+        scan.walk(&mut |found| match found.stat.kind {
+            FileKind::Directory => plan.directory(found.name, found.stat.mode, found.stat.modified.secs(), submit),
+            _ => file(&found, plan, manifest, checked_before, submit),
+        })
+    }
+
+    /// pg_control in one read, again until its CRC is right: the server may be writing it.
+    fn control_file<'p>(
+        &self,
+        data: &Path,
+        plan: &mut Plan<'p>,
+        manifest: &ManifestObject<'_>,
+        submit: plan::Submit<'_, 'p>,
+    ) -> Result<()> {
+        let path = data.join("global/pg_control");
+        for _ in 0..50 {
+            let bytes = disk::read_small(&path)?;
+            match ControlFile::parse(&bytes) {
+                Ok(_) => return memory_file(Path::new("global/pg_control"), &bytes, plan, manifest, submit),
+                Err(e) => log::debug!("pg_control is read again: {}", e.one_line()),
+            }
+            self.stop.wait(Duration::from_millis(20));
+            self.stop.check()?;
+        }
+        Err(Error::new(Kind::Corrupt, format!("\"{}\" has a wrong checksum", path.display()))
+            .hint("Check the server's disk before anything else."))
+    }
+
+    fn label_member<'p>(
+        &self,
+        label: &str,
+        plan: &mut Plan<'p>,
+        manifest: &ManifestObject<'_>,
+        submit: plan::Submit<'_, 'p>,
+    ) -> Result<()> {
+        memory_file(Path::new("backup_label"), label.as_bytes(), plan, manifest, submit)
+    }
+
+    fn findings(&self, packing: &Packing<'_>, checked: bool) -> PageChecksums {
+        let found = packing.findings.lock().expect("the workers have ended").clone();
+        PageChecksums { checked, ..found }
+    }
+
+    /// Waits until every segment from start to the last byte of the backup is archived (P5).
+    pub(super) fn wait_for_wal(&self, facts: &Facts, stop: Lsn, mut conn: Option<&mut Conn>) -> Result<()> {
+        let segments = sentinel::needed_segments(facts.timeline, facts.start, stop, facts.identity.segment_size)?;
+        let (mut waited, pause) = (Duration::ZERO, Duration::from_millis(500));
+        loop {
+            let missing = self.archive.missing_wal(&segments)?;
+            let Some(first) = missing.first() else { return Ok(()) };
+            if waited >= self.options.wal_timeout {
+                return Err(self.wal_is_missing(first, missing.len(), waited, conn.take()));
+            }
+            if waited.as_millis() % 30_000 == 0 {
+                log::info!("waiting for {} WAL segments to be archived, from {first}", missing.len());
+            }
+            self.stop.wait(pause);
+            self.stop.check()?;
+            waited += pause;
+        }
+    }
+
+    fn wal_is_missing(&self, first: &Segment, count: usize, waited: Duration, conn: Option<&mut Conn>) -> Error {
+        let told = conn.and_then(|conn| server::last_archiver_failure(conn).ok().flatten());
+        let detail = told.map(|text| format!(" {text}")).unwrap_or_default();
+        Error::new(Kind::Unavailable, format!("WAL segment {first} was not archived within {} s", waited.as_secs()))
+            .detail(format!("{count} of the segments that the backup needs are not in {}.{detail}", self.archive.store.location()))
+            .hint(
+                "Check archive_mode, archive_command and the server's log; the backup was removed. \
+                 --wal-timeout waits longer.",
+            )
+    }
+
+    /// Collects the finished objects and asks the store whether it shows them in full.
+    fn stored(&self, plan: &Plan<'_>, manifest: ManifestObject<'_>, facts: &Facts, stop: Lsn, findings: PageChecksums) -> Result<Stored> {
+        let range = WalRange { timeline: facts.timeline, start: facts.start, end: stop };
+        let manifest = manifest.finish(range)?;
+        Ok(Stored { parts: finished_parts(plan)?, manifest, file_bytes: plan.file_bytes, findings })
+    }
+
+    /// Everything is stored: the documents, and the sentinel last.
+    pub(super) fn complete(&self, facts: &Facts, stop: Lsn, spec: Spec, stored: Stored, version_text: &str) -> Result<Taken> {
+        self.check_listing(facts, &stored)?;
+        self.archive.create(&facts.id.extended_version(), version_text.as_bytes())?;
+        let finish_time = now();
+        let details = Details {
+            format: sentinel::FORMAT,
+            tool_version: env!("CARGO_PKG_VERSION").to_string(),
+            system_identifier: facts.identity.system_id,
+            server_version: facts.version.0,
+            segment_size: facts.identity.segment_size.bytes(),
+            timeline: facts.timeline.0,
+            start_lsn: facts.start.to_string(),
+            stop_lsn: stop.to_string(),
+            start_time: facts.start_time.to_string(),
+            finish_time: finish_time.to_string(),
+            host: owner::host_name(),
+            mode: facts.mode,
+            label: self.options.label.clone(),
+            manifest: stored.manifest,
+            parts: stored.parts,
+            page_checksums: stored.findings,
+        };
+        let metadata = Metadata {
+            start_time: facts.start_time.to_string(),
+            finish_time: finish_time.to_string(),
+            date_fmt: "%Y-%m-%dT%H:%M:%S.%fZ".to_string(),
+            hostname: owner::host_name(),
+            data_dir: spec.base_prefix.clone(),
+            pg_version: facts.version.0,
+            start_lsn: facts.start.0,
+            finish_lsn: stop.0,
+            is_permanent: false,
+            system_identifier: facts.identity.system_id.0,
+            uncompressed_size: stored.file_bytes,
+            compressed_size: details.stored_bytes(),
+            user_data: serde_json::Value::Null,
+        };
+        self.archive.write_metadata(&facts.id, &metadata)?;
+        let sentinel = Sentinel::new(details, spec, stored.file_bytes)?;
+        self.stop.check()?;
+        self.archive.create_sentinel(&facts.id, &sentinel)?;
+        Ok(Taken { id: facts.id, sentinel })
+    }
+
+    /// The store must list every part and the manifest in the size that was sent.
+    fn check_listing(&self, facts: &Facts, stored: &Stored) -> Result<()> {
+        let mut listed = std::collections::BTreeMap::new();
+        self.archive.store.list(&facts.id.directory(), "", &mut |object| {
+            listed.insert(object.key.to_string(), object.size);
+            Ok(true)
+        })?;
+        for object in stored.parts.iter().chain([&stored.manifest]) {
+            let size = listed.get(&object.key).copied();
+            if size != Some(object.stored_bytes) {
+                return Err(Error::new(Kind::Unavailable, format!("the store does not show {} as it was sent", object.key))
+                    .detail(format!("Sent {} bytes, listed {}.", object.stored_bytes, size.map_or("nothing".to_string(), |n| format!("{n} bytes"))))
+                    .hint("The store acknowledged the object and lost it: do not trust it before this is explained."));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// All parts must be finished once their last chunk was packed.
+pub(super) fn finished_parts(plan: &Plan<'_>) -> Result<Vec<Object>> {
+    let unfinished = || Error::new(Kind::Bug, "a part of the backup is not finished");
+    plan.parts.iter().map(|part| part.finished().ok_or_else(unfinished)).collect()
+}
+
+/// Opens and announces a file; one that vanished since it was listed is left to the WAL.
+fn file<'p>(
+    found: &Found<'_>,
+    plan: &mut Plan<'p>,
+    manifest: &ManifestObject<'_>,
+    checked_before: Option<Lsn>,
+    submit: plan::Submit<'_, 'p>,
+) -> Result<()> {
+    let file = match disk::open(&found.source) {
+        Err(e) if e.kind() == Kind::Missing => return Ok(()),
+        other => other?,
+    };
+    let stat = disk::stat_open(&file, &found.source)?;
+    let rules = checked_before.and_then(|before| plan::page_rules(found.name, before));
+    let source = Arc::new(Source::new(found.name.to_path_buf(), file, stat.size, stat.modified, rules));
+    if stat.size == 0 {
+        manifest.add(&source.finished(0))?;
+    }
+    plan.file(source, stat.mode, submit)
+}
+
+/// A small file whose bytes we hold.
+fn memory_file<'p>(
+    name: &Path,
+    bytes: &[u8],
+    plan: &mut Plan<'p>,
+    manifest: &ManifestObject<'_>,
+    submit: plan::Submit<'_, 'p>,
+) -> Result<()> {
+    let mut crc = Crc32c::new();
+    crc.update(bytes);
+    let modified = now();
+    manifest.add(&Finished { name: name.to_path_buf(), size: bytes.len() as u64, modified, crc32c: crc.value() })?;
+    plan.member(name, 0o600, modified.secs(), bytes, submit)
+}

@@ -1,0 +1,182 @@
+//! What a backup asks the running server, in plain SQL that a role with REPLICATION and EXECUTE on the backup
+//! functions may ask.
+
+use crate::archive::identity::Identity;
+use crate::disk;
+use crate::error::{Error, Kind, Result};
+use crate::pg::control::ControlFile;
+use crate::pg::version::ServerVersion;
+use crate::pg::{Lsn, SegmentSize, SystemId, TimelineId};
+use crate::wire::{Conn, Rows};
+use std::path::Path;
+
+/// The connected server.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Its version.
+    pub version: ServerVersion,
+    /// What `version()` says.
+    pub version_text: String,
+    /// System identifier, major version, segment size.
+    pub identity: Identity,
+    /// Catalog version, part of the tablespaces' directory names.
+    pub catalog_version: u32,
+    /// Whether it is a standby.
+    pub in_recovery: bool,
+    /// Whether pages carry checksums.
+    pub data_checksums: bool,
+    /// Seconds since 1970 when the postmaster started, as in line 3 of postmaster.pid.
+    pub started: i64,
+    /// `archive_mode`.
+    pub archive_mode: String,
+}
+
+/// The end of backup mode.
+#[derive(Clone, Debug)]
+pub struct Stopped {
+    /// The copy is consistent from here on.
+    pub stop: Lsn,
+    /// The contents of `backup_label`.
+    pub label: String,
+}
+
+const FACTS: &str = "SELECT version() AS version_text, pg_is_in_recovery() AS in_recovery, \
+    (SELECT system_identifier FROM pg_control_system()) AS system_identifier, \
+    (SELECT catalog_version_no FROM pg_control_system()) AS catalog_version, \
+    (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size') AS segment_size, \
+    current_setting('data_checksums') AS data_checksums, current_setting('archive_mode') AS archive_mode, \
+    floor(extract(epoch FROM pg_postmaster_start_time()))::bigint AS started";
+
+/// Asks for everything at once.
+pub fn ask(conn: &mut Conn) -> Result<Server> {
+    let version = conn.server_version();
+    let rows = conn.query(FACTS).map_err(|e| e.context("could not ask the server what it is"))?;
+    let system_id = number::<u64>(&rows, "system_identifier")?;
+    Ok(Server {
+        version,
+        version_text: text(&rows, "version_text")?,
+        identity: Identity {
+            system_id: SystemId(system_id),
+            major: version.major(),
+            segment_size: SegmentSize::new(number(&rows, "segment_size")?)?,
+        },
+        catalog_version: number(&rows, "catalog_version")?,
+        in_recovery: text(&rows, "in_recovery")? == "t",
+        data_checksums: text(&rows, "data_checksums")? == "on",
+        started: number(&rows, "started")?,
+        archive_mode: text(&rows, "archive_mode")?,
+    })
+}
+
+/// Enters backup mode; answers the start position and its timeline. The session must stay open.
+pub fn start_backup(conn: &mut Conn, server: &Server, label: &str) -> Result<(Lsn, TimelineId)> {
+    let rows = conn
+        .query_params(server.version.backup_start_sql(), &[Some(label)])
+        .map_err(|e| e.context("could not start the backup").hint(
+            "The role needs EXECUTE on the backup functions: GRANT EXECUTE ON FUNCTION pg_backup_start, pg_backup_stop TO role; \
+             (before PostgreSQL 15: pg_start_backup(text, boolean, boolean), pg_stop_backup(boolean, boolean)).",
+        ))?;
+    let start: Lsn = text_at(&rows, 0)?.parse()?;
+    let name = conn.query_params("SELECT pg_walfile_name($1::pg_lsn)", &[Some(&start.to_string())])?;
+    let name = text_at(&name, 0)?;
+    let timeline = name.get(..8).and_then(TimelineId::parse_hex).ok_or_else(|| unexpected("pg_walfile_name", &name))?;
+    Ok((start, timeline))
+}
+
+/// Leaves backup mode without waiting for the archiver: that is done by looking into the archive.
+pub fn stop_backup(conn: &mut Conn, server: &Server) -> Result<Stopped> {
+    let rows = conn
+        .query(server.version.backup_stop_sql())
+        .map_err(|e| e.context("could not stop the backup"))?;
+    Ok(Stopped { stop: text_at(&rows, 0)?.parse()?, label: text_at_column(&rows, 1)? })
+}
+
+/// What the server's archiver complains about, if it does.
+pub fn last_archiver_failure(conn: &mut Conn) -> Result<Option<String>> {
+    let rows = conn.query(
+        "SELECT last_failed_wal, last_failed_time::text FROM pg_stat_archiver \
+         WHERE last_failed_time > coalesce(last_archived_time, '-infinity')",
+    )?;
+    let Some(row) = rows.rows.first() else { return Ok(None) };
+    let word = |n: usize| row.get(n).cloned().flatten().unwrap_or_default();
+    Ok(Some(format!("The server's archiver failed with {} at {}.", word(0), word(1))))
+}
+
+impl Server {
+    /// The directory of this server in each tablespace.
+    pub fn version_directory(&self) -> String {
+        format!("PG_{}_{}", self.version.major(), self.catalog_version)
+    }
+
+    /// A standby cannot switch WAL, so its last segment would not be archived.
+    pub fn refuse_standby(&self) -> Result<()> {
+        if !self.in_recovery {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Refused, "the server is a standby")
+            .detail("Base backups are taken from the primary in this release.")
+            .hint("Connect to the primary: set PGHOST, or run backup-push there."))
+    }
+
+    /// The directory must be the connected server's: clones share the system identifier, so the postmaster's
+    /// start time is compared too.
+    pub fn refuse_other_directory(&self, data: &Path) -> Result<()> {
+        let control = ControlFile::parse(&disk::read_small(&data.join("global/pg_control")).map_err(|e| {
+            e.context(format!("\"{}\" is not a data directory that can be read", data.display()))
+                .hint("Run backup-push on the server's host as its operating system user, or without PGDATA.")
+        })?)?;
+        let other = |detail: String| {
+            Error::new(Kind::Mismatch, format!("\"{}\" is not the data directory of the connected server", data.display()))
+                .detail(detail)
+                .hint("Check PGHOST and PGPORT against the directory; two servers on one host are easily confused.")
+        };
+        if control.system_id != self.identity.system_id {
+            return Err(other(format!(
+                "The directory has system identifier {}, the server {}.",
+                control.system_id, self.identity.system_id
+            )));
+        }
+        let pid_file = disk::read_small(&data.join("postmaster.pid")).map_err(|e| match e.kind() {
+            Kind::Missing => other("No server runs in the directory.".to_string()),
+            _ => e,
+        })?;
+        let pid_file = String::from_utf8_lossy(&pid_file).into_owned();
+        let started = pid_file.lines().nth(2).and_then(|line| line.trim().parse::<i64>().ok());
+        if started.is_none_or(|started| (started - self.started).abs() > 1) {
+            return Err(other(format!(
+                "Its server started at {}, the connected one at {} (seconds since 1970).",
+                started.map_or("an unknown time".to_string(), |s| s.to_string()),
+                self.started
+            )));
+        }
+        Ok(())
+    }
+
+    /// Without archiving the backup's WAL can only come from elsewhere.
+    pub fn warn_without_archiving(&self) {
+        if self.archive_mode == "off" {
+            log::warn!("archive_mode is off: the backup will wait for WAL that nobody may archive");
+        }
+    }
+}
+
+fn text(rows: &Rows, column: &str) -> Result<String> {
+    rows.get(0, column).map(str::to_string).ok_or_else(|| unexpected(column, "nothing"))
+}
+
+fn number<T: std::str::FromStr>(rows: &Rows, column: &str) -> Result<T> {
+    let value = text(rows, column)?;
+    value.parse().map_err(|_| unexpected(column, &value))
+}
+
+fn text_at(rows: &Rows, row: usize) -> Result<String> {
+    rows.rows.get(row).and_then(|row| row.first().cloned().flatten()).ok_or_else(|| unexpected("a position", "nothing"))
+}
+
+fn text_at_column(rows: &Rows, column: usize) -> Result<String> {
+    rows.rows.first().and_then(|row| row.get(column).cloned().flatten()).ok_or_else(|| unexpected("a backup label", "nothing"))
+}
+
+fn unexpected(what: &str, value: &str) -> Error {
+    Error::new(Kind::Protocol, format!("the server answered \"{value}\" for {what}"))
+}

@@ -1,0 +1,253 @@
+//! The directory that a backup is restored into: refused unless it is new, written so that no name in an archive
+//! can lead out of it.
+
+use crate::disk::durable::{NewFile, Publish};
+use crate::disk::{self, File, FileKind, tree};
+use crate::error::{Error, Kind, Result};
+use crate::pg::timestamp::Timestamp;
+use std::collections::{BTreeMap, HashSet};
+use std::io::Write;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
+
+/// Where members of the backup go.
+pub struct Target {
+    data: PathBuf,
+    tablespaces: BTreeMap<u32, PathBuf>,
+    waldir: Option<PathBuf>,
+    /// Directories made so far, so that parts can come in any order.
+    made: Mutex<HashSet<PathBuf>>,
+}
+
+/// A file being restored.
+pub struct OpenFile {
+    file: File,
+    path: PathBuf,
+}
+
+impl Target {
+    /// Nothing is touched yet.
+    pub fn new(data: &Path, tablespaces: BTreeMap<u32, PathBuf>, waldir: Option<PathBuf>) -> Target {
+        Target { data: data.to_path_buf(), tablespaces, waldir, made: Mutex::default() }
+    }
+
+    /// The data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Refuses directories in use or not empty, and a file system without room for `bytes`.
+    pub fn refuse_unfit(&self, bytes: u64) -> Result<()> {
+        if disk::lstat(&self.data.join("postmaster.pid"))?.is_some() {
+            return Err(Error::new(Kind::Refused, format!("\"{}\" belongs to a running server", self.data.display()))
+                .detail("It has a postmaster.pid.")
+                .hint("Restore into a new directory, or shut that server down and move its directory away."));
+        }
+        self.roots().try_for_each(refuse_filled)?;
+        let free = disk::free_bytes(existing(&self.data))?;
+        if free < bytes {
+            return Err(Error::new(Kind::Full, format!("there is not enough room in \"{}\"", self.data.display()))
+                .detail(format!("The backup needs {bytes} bytes, {free} are free."))
+                .hint("Nothing was written. Use another file system, or map tablespaces to other ones."));
+        }
+        Ok(())
+    }
+
+    fn roots(&self) -> impl Iterator<Item = &PathBuf> {
+        [&self.data].into_iter().chain(self.tablespaces.values()).chain(&self.waldir)
+    }
+
+    /// Makes the directories that everything goes into.
+    pub fn create(&self) -> Result<()> {
+        for root in self.roots() {
+            disk::create_dirs(root, 0o700)?;
+            tree::set_mode(root, 0o700)?;
+            self.made.lock().expect(UNPOISONED).insert(root.clone());
+        }
+        Ok(())
+    }
+
+    /// A directory with its mode; `.` is the data directory.
+    pub fn directory(&self, name: &Path, mode: u32) -> Result<()> {
+        let path = self.place(name)?;
+        self.make(&path)?;
+        tree::set_mode(&path, mode & 0o777)
+    }
+
+    /// A new file; an existing one is an error, so nothing is written through a link.
+    pub fn create_file(&self, name: &Path, mode: u32) -> Result<OpenFile> {
+        let path = self.place(name)?;
+        self.make(path.parent().unwrap_or(&self.data))?;
+        let file = tree::create_new(&path, mode & 0o777)?;
+        Ok(OpenFile { file, path })
+    }
+
+    /// Writes a small file with all care: temporary, synced, then named.
+    pub fn write_new(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.data.join(name);
+        let mut file = NewFile::create(&path, 0o600)?;
+        file.write_all(bytes).map_err(|e| Error::io(format!("could not write \"{}\"", path.display()), e))?;
+        file.publish(Publish::Absent)
+    }
+
+    /// Links to tablespaces and to a separate WAL directory; `pg_wal` exists afterwards in any case.
+    pub fn links(&self) -> Result<()> {
+        for (oid, place) in &self.tablespaces {
+            self.make(&self.data.join("pg_tblspc"))?;
+            tree::make_symlink(place, &self.data.join("pg_tblspc").join(oid.to_string()))?;
+        }
+        if let Some(waldir) = &self.waldir {
+            tree::make_symlink(waldir, &self.data.join("pg_wal"))?;
+        }
+        self.make(&self.place(Path::new("pg_wal/archive_status"))?)
+    }
+
+    /// Makes everything durable.
+    pub fn sync(&self) -> Result<()> {
+        self.roots().try_for_each(|root| {
+            tree::sync_tree(root)?;
+            disk::sync_dir(root.parent().unwrap_or(root))
+        })
+    }
+
+    /// Where a member goes. Names are relative, without `..`, and never lead through a link: the only links are
+    /// made by us, and what lies behind them is addressed directly.
+    fn place(&self, name: &Path) -> Result<PathBuf> {
+        let unsafe_name = || {
+            Error::new(Kind::Corrupt, format!("the backup contains the unsafe name \"{}\"", name.display()))
+                .hint("Nothing was written there. This archive was tampered with or damaged.")
+        };
+        let mut parts = Vec::new();
+        for part in name.components() {
+            match part {
+                Component::Normal(part) => parts.push(part),
+                Component::CurDir => {}
+                _ => return Err(unsafe_name()),
+            }
+        }
+        let rest = |parts: &[&std::ffi::OsStr]| parts.iter().collect::<PathBuf>();
+        match parts.as_slice() {
+            [first, oid, inside @ ..] if *first == "pg_tblspc" => {
+                let number: Option<u32> = oid.to_str().and_then(|oid| oid.parse().ok());
+                let number = number.ok_or_else(unsafe_name)?;
+                Ok(match self.tablespaces.get(&number) {
+                    Some(place) => place.join(rest(inside)),
+                    None => self.data.join(rest(&parts)),
+                })
+            }
+            [first, inside @ ..] if *first == "pg_wal" && self.waldir.is_some() => {
+                Ok(self.waldir.as_ref().expect("checked").join(rest(inside)))
+            }
+            _ => Ok(self.data.join(rest(&parts))),
+        }
+    }
+
+    /// Makes a directory and its parents inside a root.
+    fn make(&self, path: &Path) -> Result<()> {
+        let mut made = self.made.lock().expect(UNPOISONED);
+        let mut missing = Vec::new();
+        let mut at = path;
+        while !made.contains(at) {
+            missing.push(at.to_path_buf());
+            at = match at.parent() {
+                Some(parent) => parent,
+                None => break,
+            };
+        }
+        for directory in missing.into_iter().rev() {
+            match tree::create_dir(&directory, 0o700) {
+                Err(e) if e.kind() == Kind::Exists => {}
+                other => other?,
+            }
+            made.insert(directory);
+        }
+        Ok(())
+    }
+}
+
+const UNPOISONED: &str = "a panicking worker ends the restore";
+
+impl OpenFile {
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io(format!("could not write \"{}\"", self.path.display()), e))
+    }
+
+    /// Sets the modification time; syncing comes later, for all files.
+    pub fn close(self, modified_secs: i64) -> Result<()> {
+        drop(self.file);
+        tree::set_modified(&self.path, Timestamp::from_secs(modified_secs))
+    }
+}
+
+fn refuse_filled(root: &PathBuf) -> Result<()> {
+    match disk::stat(root)? {
+        None => Ok(()),
+        Some(stat) if stat.kind != FileKind::Directory => {
+            Err(Error::new(Kind::Refused, format!("\"{}\" is not a directory", root.display())))
+        }
+        Some(_) if tree::is_empty_dir(root)? => Ok(()),
+        Some(_) => Err(Error::new(Kind::Refused, format!("directory \"{}\" is not empty", root.display()))
+            .detail("A restore never mixes with files that are there.")
+            .hint("Give a new directory, or move what is there away.")),
+    }
+}
+
+/// The nearest directory above that exists.
+fn existing(path: &Path) -> &Path {
+    path.ancestors().find(|path| matches!(disk::stat(path), Ok(Some(_)))).unwrap_or(Path::new("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(dir: &Path) -> Target {
+        Target::new(&dir.join("data"), BTreeMap::from([(16400, dir.join("space"))]), Some(dir.join("wal")))
+    }
+
+    #[test]
+    fn no_name_leads_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = target(dir.path());
+        for (name, place) in [
+            ("base/5/1", "data/base/5/1"), (".", "data"), ("./base", "data/base"), ("pg_tblspc", "data/pg_tblspc"),
+            ("pg_tblspc/16400", "space"), ("pg_tblspc/16400/PG_15/1", "space/PG_15/1"),
+            ("pg_tblspc/16401/PG_15/1", "data/pg_tblspc/16401/PG_15/1"), ("pg_wal/archive_status", "wal/archive_status"),
+        ] {
+            assert_eq!(target.place(Path::new(name)).unwrap(), dir.path().join(place), "{name}");
+        }
+        for name in ["/etc/passwd", "../x", "base/../../x", "pg_tblspc/../x", "pg_tblspc/x/y", "pg_tblspc/16400/../../x"] {
+            assert_eq!(target.place(Path::new(name)).unwrap_err().kind(), Kind::Corrupt, "{name}");
+        }
+    }
+
+    #[test]
+    fn parts_may_come_in_any_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = target(dir.path());
+        target.refuse_unfit(1).unwrap();
+        target.create().unwrap();
+        let mut file = target.create_file(Path::new("base/5/1"), 0o600).unwrap();
+        file.write(b"x").unwrap();
+        file.close(1_000_000_000).unwrap();
+        target.directory(Path::new("base/5"), 0o750).unwrap();
+        target.directory(Path::new("."), 0o750).unwrap();
+        target.create_file(Path::new("pg_tblspc/16400/PG_15/2"), 0o600).unwrap();
+        target.links().unwrap();
+        target.sync().unwrap();
+        let stat = disk::stat(&dir.path().join("data/base/5")).unwrap().unwrap();
+        assert_eq!((stat.kind, stat.mode), (FileKind::Directory, 0o750));
+        assert!(dir.path().join("data/pg_tblspc/16400/PG_15/2").exists());
+        assert!(dir.path().join("data/pg_wal/archive_status").is_dir());
+        assert_eq!(target.refuse_unfit(1).unwrap_err().kind(), Kind::Refused);
+        assert_eq!(target.create_file(Path::new("base/5/1"), 0o600).err().unwrap().kind(), Kind::Exists);
+    }
+
+    #[test]
+    fn a_small_disk_is_noticed_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(target(dir.path()).refuse_unfit(u64::MAX).unwrap_err().kind(), Kind::Full);
+        assert!(!dir.path().join("data").exists());
+    }
+}
