@@ -2,6 +2,9 @@
 //!
 //! `scripts/test` installs what they need and runs them; `cargo test` alone does too once that has happened and
 //! `cargo build --release` has made the binary. The end-to-end tests drive that binary, never the library.
+//!
+//! Tests whose names contain `matrix_` depend on the server's version: `scripts/matrix` runs them on all. A series asks
+//! `support::rounds` for its count; tests that need gigabytes or minutes are ignored and run by `scripts/long`.
 
 // Tests report to people.
 #![allow(clippy::print_stdout, clippy::print_stderr)]

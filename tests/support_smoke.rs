@@ -17,7 +17,7 @@ use crate::support::{Scratch, Server, is_alive, is_root, ports, raw_http, run, w
 const PATIENCE: Duration = Duration::from_millis(300);
 
 #[test]
-fn a_cluster_lives_dies_and_recovers() {
+fn matrix_a_cluster_lives_dies_and_recovers() {
     let scratch = Scratch::new();
     let archive = scratch.dir("archive");
     let mut cluster = Cluster::builder(&scratch, "primary")

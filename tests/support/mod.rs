@@ -126,6 +126,15 @@ pub fn wait_for(deadline: Duration, what: &str, mut condition: impl FnMut() -> b
     }
 }
 
+/// How many rounds a series takes: few in `scripts/test`, the full count in `scripts/long` (SEAWALL_TEST_LONG=1).
+pub fn rounds(few: usize, full: usize) -> usize {
+    if std::env::var_os("SEAWALL_TEST_LONG").is_some() {
+        full
+    } else {
+        few
+    }
+}
+
 /// Are we root, and so must hand the servers to user postgres?
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

