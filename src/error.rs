@@ -126,6 +126,15 @@ impl Error {
         self
     }
 
+    /// Adds a sentence after the detail.
+    pub fn also(mut self, sentence: impl Into<String>) -> Error {
+        self.detail = Some(match self.detail.take() {
+            Some(detail) => format!("{detail} {}", sentence.into()),
+            None => sentence.into(),
+        });
+        self
+    }
+
     /// Adds or replaces the hint, a sentence that says what to do.
     pub fn hint(mut self, hint: impl Into<String>) -> Error {
         self.hint = Some(hint.into());

@@ -8,6 +8,7 @@ use crate::pg::timestamp::Timestamp;
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -24,7 +25,11 @@ pub struct MemStore {
 struct Object {
     bytes: Arc<Vec<u8>>,
     modified: Timestamp,
+    version: u64,
 }
+
+/// Numbers the objects of all stores.
+static VERSION: AtomicU64 = AtomicU64::new(0);
 
 impl MemStore {
     /// An empty store.
@@ -44,6 +49,7 @@ impl MemStore {
         let object = Object {
             bytes: Arc::new(bytes),
             modified: now(),
+            version: VERSION.fetch_add(1, Ordering::Relaxed),
         };
         objects.insert(key.as_str().to_string(), object);
         Ok(())
@@ -88,8 +94,7 @@ impl Store for MemStore {
             .map_err(|e| Error::io("could not seek in memory", e))?;
         Ok(Body {
             size,
-            // The address tells two versions apart as long as this reader keeps the first one alive.
-            version: Some(format!("{:p}", Arc::as_ptr(&object.bytes))),
+            version: Some(object.version.to_string()),
             reader: Box::new(reader) as Box<dyn Read + Send>,
         })
     }

@@ -15,10 +15,15 @@ use crate::pg::timestamp::Timestamp;
 use std::fmt;
 use std::io::Read;
 
+#[doc(hidden)]
+pub mod faulty;
 pub mod file;
 pub mod mem;
 mod pieces;
 mod prefix;
+pub mod retry;
+#[doc(hidden)]
+pub mod suite;
 
 pub use prefix::Prefix;
 
