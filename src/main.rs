@@ -1,1 +1,7 @@
-fn main() {}
+//! The binary: its exit code is what the library says.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ExitCode::from(seawall::cli::main())
+}

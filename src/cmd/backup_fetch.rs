@@ -1,0 +1,410 @@
+//! `backup-fetch PGDATA NAME|LATEST`: a restored data directory, and what recovery needs to go on from there.
+
+use super::arguments::{optional_path, parsed, path, setting_option, text, usage};
+use crate::error::Result;
+use crate::pg::Lsn;
+use crate::pg::timestamp::Timestamp;
+use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
+use std::path::PathBuf;
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Args {
+    /// Where to: absent or empty.
+    pub pgdata: PathBuf,
+    /// The backup: its name or `LATEST`.
+    pub name: String,
+    /// Where tablespaces go.
+    pub tablespaces: Tablespaces,
+    /// Where WAL goes, if not into PGDATA itself.
+    pub waldir: Option<PathBuf>,
+    /// What to write for recovery; without it the directory stays as it was backed up.
+    pub recovery: Option<Recovery>,
+}
+
+/// Where tablespaces go. Without any of it they go where they were, if these places are empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tablespaces {
+    /// Plain directories below pg_tblspc, no links.
+    pub blind: bool,
+    /// WAL-E's restore specification.
+    pub spec: Option<RestoreSpec>,
+    /// Old location and new one.
+    pub mapping: Vec<(PathBuf, PathBuf)>,
+}
+
+/// `--restore-spec`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RestoreSpec {
+    /// The word `SOURCE`: where they were.
+    Source,
+    /// A JSON file of the form of the sentinel's `spec`.
+    File(PathBuf),
+}
+
+/// What recovery shall do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recovery {
+    /// Where to end; without one, at the end of WAL.
+    pub target: Option<Target>,
+    /// `recovery_target_timeline`: `latest`, `current` or a number.
+    pub timeline: Option<String>,
+    /// `recovery_target_action`: `pause`, `promote` or `shutdown`.
+    pub action: Option<String>,
+    /// Stop just before the target.
+    pub exclusive: bool,
+    /// standby.signal instead of recovery.signal.
+    pub standby: bool,
+    /// In place of the one that seawall writes.
+    pub restore_command: Option<String>,
+    /// Leave archiving on in the copy.
+    pub keep_archiving: bool,
+}
+
+/// Where recovery ends.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Target {
+    /// A point in time.
+    Time(Timestamp),
+    /// A position.
+    Lsn(Lsn),
+    /// A transaction.
+    Xid(u64),
+    /// A restore point.
+    Name(String),
+    /// As soon as the copy is consistent.
+    Immediate,
+}
+
+/// The verb's command line.
+pub fn command() -> Command {
+    Command::new("backup-fetch")
+        .about("Restore a base backup")
+        .arg(
+            Arg::new("pgdata")
+                .value_name("PGDATA")
+                .value_parser(clap::value_parser!(PathBuf))
+                .required(true)
+                .help("The directory to restore into, absent or empty"),
+        )
+        .arg(
+            Arg::new("name")
+                .value_name("NAME|LATEST")
+                .required(true)
+                .help("The backup; LATEST is the newest complete one"),
+        )
+        .arg(
+            setting_option("download.threads", "pool-size", "N")
+                .short('p')
+                .help("Threads that fetch, decompress and write"),
+        )
+        .args(tablespace_options())
+        .args(recovery_options())
+        .args(target_options())
+        .group(ArgGroup::new("target").args(TARGETS))
+}
+
+fn tablespace_options() -> [Arg; 4] {
+    [
+        Arg::new("blind-restore")
+            .long("blind-restore")
+            .action(ArgAction::SetTrue)
+            .conflicts_with_all(["restore-spec", "tablespace-mapping"])
+            .help("Put tablespaces into pg_tblspc itself, as plain directories")
+            .long_help(
+                "Put tablespaces into pg_tblspc itself, as plain directories without links. PostgreSQL needs\n\
+                 allow_in_place_tablespaces for that; it is set for the recovery.",
+            ),
+        Arg::new("restore-spec")
+            .long("restore-spec")
+            .value_name("FILE|SOURCE")
+            .help("Put tablespaces where the JSON file says; SOURCE is where they were"),
+        Arg::new("tablespace-mapping")
+            .long("tablespace-mapping")
+            .short('T')
+            .value_name("OLD=NEW")
+            .action(ArgAction::Append)
+            .help("Put the tablespace that was at OLD to NEW; may be repeated")
+            .long_help(
+                "Put the tablespace that was at OLD to NEW, both absolute paths; may be repeated. A = in a path\n\
+                 is written \\=.",
+            ),
+        Arg::new("waldir")
+            .long("waldir")
+            .value_name("DIR")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("Make pg_wal a link to this directory"),
+    ]
+}
+
+fn recovery_options() -> [Arg; 4] {
+    [
+        Arg::new("recovery")
+            .long("recovery")
+            .action(ArgAction::SetTrue)
+            .help("Write recovery.signal and a restore_command; every --target option implies it")
+            .long_help(
+                "Write recovery.signal and a restore_command that fetches from this archive. Every --target\n\
+                 option implies it. Older recovery and replication settings of postgresql.auto.conf are\n\
+                 commented out, and archiving is switched off (see --keep-archiving).",
+            ),
+        Arg::new("standby")
+            .long("standby")
+            .action(ArgAction::SetTrue)
+            .conflicts_with("target")
+            .help("Write standby.signal: the copy follows the archive until it is promoted"),
+        Arg::new("restore-command")
+            .long("restore-command")
+            .value_name("COMMAND")
+            .help("The restore_command to write in place of seawall's own"),
+        Arg::new("keep-archiving")
+            .long("keep-archiving")
+            .action(ArgAction::SetTrue)
+            .help("Leave archive_mode as it was backed up")
+            .long_help(
+                "Leave archive_mode as it was backed up. Without this the copy does not archive: one that is\n\
+                 promoted beside a living production would write its timeline into production's archive, and\n\
+                 the next recovery of production would follow it.",
+            ),
+    ]
+}
+
+const TARGETS: [&str; 5] = [
+    "target-time",
+    "target-lsn",
+    "target-xid",
+    "target-name",
+    "target-immediate",
+];
+
+fn target_options() -> [Arg; 8] {
+    [
+        Arg::new("target-time")
+            .long("target-time")
+            .value_name("TIME")
+            .help("Recover up to this time, with an offset from UTC: 2026-11-21T03:40:00Z"),
+        Arg::new("target-lsn")
+            .long("target-lsn")
+            .value_name("LSN")
+            .help("Recover up to this position"),
+        Arg::new("target-xid")
+            .long("target-xid")
+            .value_name("XID")
+            .help("Recover up to this transaction"),
+        Arg::new("target-name")
+            .long("target-name")
+            .value_name("NAME")
+            .help("Recover up to this restore point"),
+        Arg::new("target-immediate")
+            .long("target-immediate")
+            .action(ArgAction::SetTrue)
+            .help("Recover only until the copy is consistent"),
+        Arg::new("target-timeline")
+            .long("target-timeline")
+            .value_name("TIMELINE")
+            .help("Recover along this timeline: latest, current or a number"),
+        Arg::new("target-action")
+            .long("target-action")
+            .value_name("ACTION")
+            .value_parser(["pause", "promote", "shutdown"])
+            .hide_possible_values(true)
+            .requires("target")
+            .help("What to do at the target: pause, promote or shutdown"),
+        Arg::new("target-exclusive")
+            .long("target-exclusive")
+            .action(ArgAction::SetTrue)
+            .requires("target")
+            .help("Stop just before the target, not just after it"),
+    ]
+}
+
+/// Reads it.
+pub fn args(matches: &ArgMatches) -> Result<Args> {
+    let mapping = matches.get_many::<String>("tablespace-mapping");
+    Ok(Args {
+        pgdata: path(matches, "pgdata"),
+        name: text(matches, "name").unwrap_or_default(),
+        tablespaces: Tablespaces {
+            blind: matches.get_flag("blind-restore"),
+            spec: text(matches, "restore-spec").map(|spec| match spec.as_str() {
+                "SOURCE" => RestoreSpec::Source,
+                _ => RestoreSpec::File(PathBuf::from(spec)),
+            }),
+            mapping: mapping
+                .unwrap_or_default()
+                .map(|text| old_and_new(text))
+                .collect::<Result<_>>()?,
+        },
+        waldir: absolute(optional_path(matches, "waldir"), "--waldir")?,
+        recovery: recovery(matches)?,
+    })
+}
+
+fn absolute(path: Option<PathBuf>, option: &str) -> Result<Option<PathBuf>> {
+    match &path {
+        Some(p) if !p.is_absolute() => Err(usage(format!(
+            "{option}: \"{}\" is not an absolute path",
+            p.display()
+        ))),
+        _ => Ok(path),
+    }
+}
+
+/// `OLD=NEW`, where `\=` is a plain `=`, as pg_basebackup reads it.
+fn old_and_new(text: &str) -> Result<(PathBuf, PathBuf)> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let last = parts.last_mut().expect("never empty");
+        match c {
+            '\\' if chars.peek() == Some(&'=') => last.extend(chars.next()),
+            '=' => parts.push(String::new()),
+            other => last.push(other),
+        }
+    }
+    match &parts[..] {
+        [old, new] if old.starts_with('/') && new.starts_with('/') => Ok((old.into(), new.into())),
+        _ => Err(usage(format!(
+            "--tablespace-mapping: {text:?} is not OLD=NEW with two absolute paths"
+        ))
+        .hint("Write = as \\= where it belongs to a path.")),
+    }
+}
+
+fn recovery(matches: &ArgMatches) -> Result<Option<Recovery>> {
+    let recovery = Recovery {
+        target: target(matches)?,
+        timeline: timeline(matches)?,
+        action: text(matches, "target-action"),
+        exclusive: matches.get_flag("target-exclusive"),
+        standby: matches.get_flag("standby"),
+        restore_command: text(matches, "restore-command"),
+        keep_archiving: matches.get_flag("keep-archiving"),
+    };
+    let wanted = matches.get_flag("recovery")
+        || recovery.target.is_some()
+        || recovery.timeline.is_some()
+        || recovery.standby
+        || recovery.restore_command.is_some();
+    if !wanted && recovery.keep_archiving {
+        return Err(usage("--keep-archiving is for --recovery and --standby")
+            .detail("Without them no setting of the copy is changed."));
+    }
+    Ok(wanted.then_some(recovery))
+}
+
+fn target(matches: &ArgMatches) -> Result<Option<Target>> {
+    if let Some(text) = text(matches, "target-time") {
+        let time = Timestamp::parse_rfc3339(&text)
+            .map_err(|e| e.context("--target-time is not usable"))?;
+        return Ok(Some(Target::Time(time)));
+    }
+    if let Some(lsn) = parsed::<Lsn>(matches, "target-lsn", "--target-lsn")? {
+        return Ok(Some(Target::Lsn(lsn)));
+    }
+    if let Some(text) = text(matches, "target-xid") {
+        let xid = text.parse();
+        let xid =
+            xid.map_err(|_| usage(format!("--target-xid: {text:?} is not a transaction id")))?;
+        return Ok(Some(Target::Xid(xid)));
+    }
+    if let Some(name) = text(matches, "target-name") {
+        // PostgreSQL's names are shorter than 64 bytes (MAXFNAMELEN); a longer one would never be reached.
+        if name.is_empty() || name.len() > 63 || name.contains(char::is_control) {
+            return Err(usage("--target-name is not the name of a restore point"));
+        }
+        return Ok(Some(Target::Name(name)));
+    }
+    Ok(matches
+        .get_flag("target-immediate")
+        .then_some(Target::Immediate))
+}
+
+fn timeline(matches: &ArgMatches) -> Result<Option<String>> {
+    let Some(text) = text(matches, "target-timeline") else {
+        return Ok(None);
+    };
+    // PostgreSQL reads 0x… as hexadecimal, and a leading 0 as octal; the latter is nobody's intent.
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok().filter(|_| !text.starts_with('0')),
+    };
+    match (text.as_str(), number) {
+        ("latest" | "current", _) => Ok(Some(text)),
+        (_, Some(1..)) => Ok(Some(text)),
+        _ => Err(usage(format!(
+            "--target-timeline: {text:?} is neither latest nor current nor a timeline"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(words: &[&str]) -> Result<Args> {
+        let words = ["backup-fetch", "/data", "LATEST"].iter().chain(words);
+        let matches = command().try_get_matches_from(words);
+        args(&matches.map_err(|e| usage(e.to_string()))?)
+    }
+
+    #[test]
+    fn without_options_nothing_is_changed() {
+        let args = parse(&[]).unwrap();
+        assert_eq!(args.recovery, None);
+        assert_eq!(args.tablespaces, Tablespaces::default());
+    }
+
+    #[test]
+    fn a_target_implies_recovery() {
+        let target = |words: &[&str]| parse(words).unwrap().recovery.unwrap().target;
+        assert_eq!(
+            target(&["--target-time", "2026-11-21 03:40:00+02"]).map(|t| format!("{t:?}")),
+            Some(format!(
+                "{:?}",
+                Target::Time(Timestamp(1_795_225_200_000_000))
+            ))
+        );
+        assert_eq!(
+            target(&["--target-lsn", "1/A0"]),
+            Some(Target::Lsn(Lsn(0x1_0000_00A0)))
+        );
+        assert_eq!(target(&["--target-xid", "731"]), Some(Target::Xid(731)));
+        assert_eq!(target(&["--target-immediate"]), Some(Target::Immediate));
+        assert_eq!(target(&["--recovery"]), None);
+        assert_eq!(target(&["--standby", "--keep-archiving"]), None);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let wrong: &[&[&str]] = &[
+            &["--target-time", "2026-11-21 03:40:00"],
+            &["--target-lsn", "7"],
+            &["--target-xid", "x"],
+            &["--target-name", ""],
+            &["--target-lsn", "0/7", "--target-xid", "7"],
+            &["--target-immediate", "--standby"],
+            &["--target-timeline", "newest"],
+            &["--target-timeline", "0"],
+            &["--target-timeline", "010"],
+            &["--target-action", "promote"],
+            &["--keep-archiving"],
+            &["--blind-restore", "--restore-spec", "SOURCE"],
+            &["--tablespace-mapping", "a=/b"],
+            &["--tablespace-mapping", "/a"],
+            &["--tablespace-mapping", "/a=/b=/c"],
+            &["--waldir", "wal"],
+        ];
+        for words in wrong {
+            assert!(parse(words).is_err(), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn mappings() {
+        let args = parse(&["-T", "/a\\=b=/c", "--tablespace-mapping", "/d=/e"]).unwrap();
+        let expected = [("/a=b", "/c"), ("/d", "/e")];
+        let expected = expected.map(|(old, new)| (PathBuf::from(old), PathBuf::from(new)));
+        assert_eq!(args.tablespaces.mapping, expected);
+    }
+}

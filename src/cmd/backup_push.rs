@@ -1,0 +1,221 @@
+//! `backup-push [PGDATA]`: a base backup, read from the data directory or streamed by the server.
+
+use super::arguments::{optional_path, setting_option, text, usage};
+use crate::config;
+use crate::error::Result;
+use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What was asked for.
+#[derive(Clone, Debug)]
+pub struct Args {
+    /// The data directory; without it the server streams the backup.
+    pub pgdata: Option<PathBuf>,
+    /// The server is stopped, and the backup is of a cleanly shut down cluster.
+    pub offline: bool,
+    /// What the backup is called in lists and in backup_label.
+    pub label: Option<String>,
+    /// How to reach PostgreSQL.
+    pub connection: Connection,
+    /// Whether page checksums are looked at while reading.
+    pub verify_checksums: bool,
+    /// How long to wait at the end until the WAL of the backup is archived.
+    pub wal_timeout: Duration,
+}
+
+/// Options of the connection, which go before the environment.
+#[derive(Clone, Debug, Default)]
+pub struct Connection {
+    /// `--dbname`: a connection string or a database name, without password.
+    pub conninfo: Option<String>,
+    /// `--host`, `--port` and `--username` by libpq's keyword.
+    pub overrides: Vec<(&'static str, String)>,
+}
+
+/// The verb's command line.
+pub fn command() -> Command {
+    let options = [
+        setting_option("upload.threads", "pool-size", "N")
+            .short('p')
+            .help("Threads that read, compress and send"),
+        setting_option("rate-limit", "rate-limit", "BYTES")
+            .visible_alias("cluster-read-rate-limit")
+            .help("Most bytes per second to read, all threads together, as in 50M"),
+        Arg::new("while-offline")
+            .long("while-offline")
+            .action(ArgAction::SetTrue)
+            .requires("pgdata")
+            .help("Back up a cluster whose server is cleanly shut down")
+            .long_help(
+                "Back up a cluster whose server is cleanly shut down. Nothing is connected to; the WAL of the\n\
+                 shutdown checkpoint becomes part of the backup.",
+            ),
+        Arg::new("label")
+            .long("label")
+            .value_name("TEXT")
+            .help("Name the backup in backup-list and backup_label"),
+        Arg::new("no-verify-checksums")
+            .long("no-verify-checksums")
+            .action(ArgAction::SetTrue)
+            .help("Do not look at page checksums while reading"),
+        Arg::new("wal-timeout")
+            .long("wal-timeout")
+            .value_name("TIME")
+            .default_value("1h")
+            .help("How long to wait for the archiving of the backup's WAL"),
+    ];
+    Command::new("backup-push")
+        .about("Make a base backup")
+        .arg(
+            Arg::new("pgdata")
+                .value_name("PGDATA")
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("The data directory; without it the server streams the backup")
+                .long_help(
+                    "The data directory, read with several threads. It must be the directory of the server\n\
+                     that is connected to. Without it the server streams the backup (BASE_BACKUP), from\n\
+                     this host or another.",
+                ),
+        )
+        .args(options)
+        .args(connection_options())
+}
+
+fn connection_options() -> [Arg; 4] {
+    [
+        Arg::new("host")
+            .long("host")
+            .value_name("HOST")
+            .help("Host of the server, or the directory of its socket"),
+        Arg::new("port")
+            .long("port")
+            .value_name("PORT")
+            .help("Port of the server"),
+        Arg::new("username")
+            .long("username")
+            .short('U')
+            .value_name("ROLE")
+            .help("Role to connect as"),
+        Arg::new("dbname")
+            .long("dbname")
+            .short('d')
+            .value_name("CONNINFO")
+            .help("Connection string or database name; a password in it is refused"),
+    ]
+}
+
+/// Reads it.
+pub fn args(matches: &ArgMatches) -> Result<Args> {
+    let timeout = text(matches, "wal-timeout").unwrap_or_default();
+    let wal_timeout = config::duration(&timeout)
+        .map_err(|reason| usage(format!("--wal-timeout: {timeout:?} {reason}")))?;
+    let label = text(matches, "label");
+    // backup_label is read line by line, and PostgreSQL's own limit is 1024 bytes.
+    if label
+        .as_ref()
+        .is_some_and(|l| l.len() > 1024 || l.contains(char::is_control))
+    {
+        return Err(usage(
+            "--label is longer than 1024 bytes or holds a line end",
+        ));
+    }
+    Ok(Args {
+        pgdata: optional_path(matches, "pgdata"),
+        offline: matches.get_flag("while-offline"),
+        label,
+        connection: connection(matches)?,
+        verify_checksums: !matches.get_flag("no-verify-checksums"),
+        wal_timeout,
+    })
+}
+
+fn connection(matches: &ArgMatches) -> Result<Connection> {
+    let conninfo = text(matches, "dbname");
+    if conninfo.as_deref().is_some_and(has_password) {
+        return Err(usage("--dbname holds a password")
+            .detail("Everyone on this host can see the arguments of a process.")
+            .hint("Use a password file (~/.pgpass), PGPASSWORD or PGPASSWORD_FILE."));
+    }
+    let options = [("host", "host"), ("port", "port"), ("username", "user")];
+    let overrides = options.into_iter();
+    Ok(Connection {
+        conninfo,
+        overrides: overrides
+            .filter_map(|(id, keyword)| Some((keyword, text(matches, id)?)))
+            .collect(),
+    })
+}
+
+/// Whether a connection string gives a password: `password=…` or `sslpassword=…`, also after `?` and `&` of a URI,
+/// or `user:password@` in one. Rather too many than too few: the error names a better way.
+fn has_password(conninfo: &str) -> bool {
+    let lower = conninfo.to_ascii_lowercase();
+    let keyword = lower.match_indices("password").any(|(at, word)| {
+        let rest = lower[at + word.len()..].trim_start();
+        rest.starts_with('=')
+    });
+    let user_part = match lower.split_once("://") {
+        Some((_, rest)) => rest.split(['/', '?']).next().unwrap_or_default(),
+        None => "",
+    };
+    let in_user_part = user_part
+        .rsplit_once('@')
+        .is_some_and(|(user, _)| user.contains(':'));
+    keyword || in_user_part
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_is_never_taken_from_the_command_line() {
+        let with = [
+            "host=a password=x",
+            "host=a password = 'x y'",
+            "sslpassword=x",
+            "postgresql://u:p@h/d",
+            "postgres://h/d?password=x",
+            "PASSWORD=x",
+        ];
+        for conninfo in with {
+            assert!(has_password(conninfo), "{conninfo}");
+        }
+        let without = [
+            "production",
+            "host=a port=5433 user=b",
+            "postgresql://u@h:5433/d",
+            "postgresql://[::1]:5433/d",
+            "passfile=/x",
+            "password_reset",
+        ];
+        for conninfo in without {
+            assert!(!has_password(conninfo), "{conninfo}");
+        }
+        let matches = command()
+            .try_get_matches_from(["backup-push", "-d", "password=topsecret"])
+            .unwrap();
+        let error = args(&matches).unwrap_err().to_string();
+        assert!(!error.contains("topsecret"), "{error}");
+    }
+
+    #[test]
+    fn options() {
+        let parse = |words: &[&str]| {
+            let words = std::iter::once("backup-push").chain(words.iter().copied());
+            args(&command().try_get_matches_from(words).unwrap())
+        };
+        let plain = parse(&["/data"]).unwrap();
+        assert_eq!(plain.pgdata, Some("/data".into()));
+        assert!(plain.verify_checksums && !plain.offline);
+        assert_eq!(plain.wal_timeout, Duration::from_secs(3600));
+        let remote = parse(&["--host", "h", "-U", "b", "--wal-timeout", "5min"]).unwrap();
+        assert_eq!(remote.pgdata, None);
+        let expected = vec![("host", "h".to_string()), ("user", "b".to_string())];
+        assert_eq!(remote.connection.overrides, expected);
+        assert_eq!(remote.wal_timeout, Duration::from_secs(300));
+        assert!(parse(&["--wal-timeout", "soon"]).is_err());
+        assert!(parse(&["--label", "a\nb"]).is_err());
+    }
+}
