@@ -26,6 +26,21 @@ pub const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 /// Largest single message accepted from PostgreSQL.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
+/// Largest message accepted before the server has let us in: its longest is an error text.
+pub const LOGIN_MESSAGE_BYTES_MAX: usize = 64 << 10;
+
+/// Bytes of one query's result that are held in memory; every query of ours asks for a few rows.
+pub const RESULT_BYTES_MAX: usize = 64 << 20;
+
+/// Notices of one connection that are kept; all are logged.
+pub const NOTICES_MAX: usize = 1_000;
+
+/// Parameters of one session that the server may report; today there are fourteen.
+pub const PARAMETERS_MAX: usize = 200;
+
+/// How long a request to cancel a statement may take, all in all.
+pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Buffer for copying between descriptors; 256 KiB fits the second level cache and beats 1 MiB.
 pub const COPY_BUFFER_BYTES: usize = 256 << 10;
 
