@@ -94,7 +94,7 @@ pub enum BackupEvent<'a> {
     },
 }
 
-/// A running base backup. Dropped before its end, it leaves a connection that is of no use.
+/// A running base backup. Dropped before its end, it is cancelled and leaves a connection that is of no use.
 pub struct BaseBackup<'c> {
     conn: &'c mut Conn,
     machine: Machine,
@@ -123,8 +123,12 @@ impl<'c> BaseBackup<'c> {
         );
         while machine.phase != Phase::Archives {
             let frame = conn.next()?;
-            let message = conn.message(&frame)?;
-            machine.before_copies(frame.tag, message)?;
+            if frame.tag == b'E' {
+                let refusal = conn.error_of(&frame)?;
+                while conn.next()?.tag != b'Z' {}
+                return Err(refusal);
+            }
+            machine.before_copies(frame.tag, conn.message(&frame)?)?;
         }
         Ok(BaseBackup {
             start: machine.start.0,
@@ -161,9 +165,12 @@ impl<'c> BaseBackup<'c> {
             Step::Skip => unreachable!("the loop ends with another step"),
         })
     }
+}
 
-    /// Gives the backup up: the server is asked to stop it.
-    pub fn abandon(self) {
+impl Drop for BaseBackup<'_> {
+    /// A backup that is given up early is cancelled on the server, which else would read on until it sees that
+    /// nobody listens.
+    fn drop(&mut self) {
         self.conn.abandon();
     }
 }
@@ -262,9 +269,6 @@ impl Machine {
                     self.phase = Phase::Archives;
                 }
             },
-            Message::ErrorResponse(body) => {
-                return Err(Notice::from_fields(body.fields()).into_error());
-            }
             _ => return Err(codec::unexpected(tag, "the start of BASE_BACKUP")),
         }
         Ok(())

@@ -171,8 +171,9 @@ impl Conn {
     /// Gives the running statement up: asks the server to cancel it. The connection is of no use afterwards.
     pub(super) fn abandon(&mut self) {
         if self.state == State::Busy {
-            self.state = State::Broken;
             self.cancel();
+            self.state = State::Broken;
+            self.stream.hang_up();
         }
     }
 
@@ -238,6 +239,7 @@ impl Conn {
             Fault::Tls(error) | Fault::Lost(error) => error,
         };
         self.state = State::Broken;
+        self.stream.hang_up();
         error
     }
 

@@ -250,6 +250,12 @@ impl Stream {
         }
     }
 
+    /// Ends the connection in both directions, so that the server's session ends too.
+    pub fn hang_up(&mut self) {
+        // It may be gone already.
+        let _ = rustix::net::shutdown(self.socket.fd(), rustix::net::Shutdown::Both);
+    }
+
     /// Sends last words if the socket takes them at once; nobody waits for that.
     pub fn part(&mut self, bytes: &[u8]) {
         match &mut self.tls {
