@@ -8,7 +8,7 @@ use crate::limits::{CONNECT_TIMEOUT, SMALL_FILE_BYTES_MAX};
 use crate::pg::conninfo::{self, ConnInfo};
 use crate::store::s3::credentials::{Secret, Sources};
 use crate::store::{self, Prefix, retry};
-use crate::work::{self, stop::Stop};
+use crate::work::stop::Stop;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -82,7 +82,8 @@ impl Config {
 
     fn threads(&self, name: &str) -> usize {
         let set = self.text(name).and_then(|text| text.trim().parse().ok());
-        set.unwrap_or_else(|| work::cores().clamp(2, 8))
+        set.unwrap_or_else(|| let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
+            cores.clamp(2, 8))
     }
 
     /// Most bytes per second to read from the cluster; `None` for no limit.
