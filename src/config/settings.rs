@@ -231,7 +231,7 @@ pub const SETTINGS: &[Setting] = &[
             "PEM file of the certificate authorities that may sign the server's \
          certificate.",
         )
-        .also(&["AWS_CA_BUNDLE", "WALG_S3_CA_CERT_FILE", "SSL_CERT_FILE"])
+        .also(&["AWS_CA_BUNDLE", "WALG_S3_CA_CERT_FILE"])
         .unit(Unit::Path)
         .rule("the system's roots"),
     row(S3, "s3.storage-class", "SEAWALL_S3_STORAGE_CLASS")
@@ -243,6 +243,10 @@ pub const SETTINGS: &[Setting] = &[
     row(S3, "s3.sse-kms-key", "SEAWALL_S3_SSE_KMS_KEY")
         .doc("Key id for aws:kms.")
         .also(&["WALG_S3_SSE_KMS_ID"]),
+    row(S3, "s3.checksums", "SEAWALL_S3_CHECKSUMS")
+        .doc("Whether checksums are sent and asked for; off only for servers that refuse them.")
+        .unit(Unit::Word(BOOLEAN))
+        .value("on"),
     row(S3, "s3.proxy", "SEAWALL_S3_PROXY")
         .doc(
             "Proxy for S3, a URL, before HTTPS_PROXY and HTTP_PROXY. A secret because it \
@@ -314,37 +318,13 @@ pub const SETTINGS: &[Setting] = &[
     row(Postgres, "postgres.application_name", "PGAPPNAME").doc("What pg_stat_activity shows."),
     row(Postgres, "postgres.sslmode", "PGSSLMODE")
         .doc("disable, allow, prefer, require, verify-ca or verify-full."),
-    row(Postgres, "postgres.sslnegotiation", "PGSSLNEGOTIATION").doc("postgres or direct."),
     row(Postgres, "", "PGREQUIRESSL").doc("Old form of sslmode=require."),
-    row(Postgres, "postgres.sslcert", "PGSSLCERT").doc("Client certificate."),
-    row(Postgres, "postgres.sslkey", "PGSSLKEY").doc("Key of the client certificate."),
-    row(Postgres, "postgres.sslcertmode", "PGSSLCERTMODE")
-        .doc("Whether a client certificate is sent."),
     row(Postgres, "postgres.sslrootcert", "PGSSLROOTCERT")
         .doc("Certificate authorities, or system."),
-    row(Postgres, "postgres.sslcrl", "PGSSLCRL").doc("Certificate revocation list."),
-    row(Postgres, "postgres.sslcrldir", "PGSSLCRLDIR").doc("Directory of revocation lists."),
-    row(Postgres, "postgres.sslsni", "PGSSLSNI").doc("Whether the server's name is sent."),
-    row(
-        Postgres,
-        "postgres.ssl_min_protocol_version",
-        "PGSSLMINPROTOCOLVERSION",
-    )
-    .doc("Lowest TLS version."),
-    row(
-        Postgres,
-        "postgres.ssl_max_protocol_version",
-        "PGSSLMAXPROTOCOLVERSION",
-    )
-    .doc("Highest TLS version."),
-    row(Postgres, "postgres.gssencmode", "PGGSSENCMODE")
-        .doc("GSSAPI encryption, which seawall does not speak."),
+    row(Postgres, "postgres.sslcert", "PGSSLCERT").doc("Client certificate."),
+    row(Postgres, "postgres.sslkey", "PGSSLKEY").doc("Key of the client certificate."),
     row(Postgres, "postgres.channel_binding", "PGCHANNELBINDING")
         .doc("disable, prefer or require."),
-    row(Postgres, "postgres.require_auth", "PGREQUIREAUTH")
-        .doc("Authentication methods that are accepted."),
-    row(Postgres, "postgres.requirepeer", "PGREQUIREPEER")
-        .doc("Owner that the server behind a socket must have."),
     row(Postgres, "postgres.connect_timeout", "PGCONNECT_TIMEOUT")
         .doc("Seconds to wait for a connection."),
     row(
@@ -353,14 +333,55 @@ pub const SETTINGS: &[Setting] = &[
         "PGTARGETSESSIONATTRS",
     )
     .doc("Which of several hosts is wanted."),
+    row(Postgres, "postgres.client_encoding", "PGCLIENTENCODING")
+        .doc("Accepted without effect: seawall speaks UTF-8."),
     row(
         Postgres,
         "postgres.load_balance_hosts",
         "PGLOADBALANCEHOSTS",
     )
-    .doc("Whether hosts are tried in random order."),
-    row(Postgres, "postgres.client_encoding", "PGCLIENTENCODING")
-        .doc("Accepted; seawall speaks UTF-8."),
+    .doc("Accepted without effect: hosts are tried in their order."),
+    row(Postgres, "postgres.sslcompression", "PGSSLCOMPRESSION").doc("Accepted without effect."),
+    row(Postgres, "postgres.sslsni", "PGSSLSNI")
+        .doc("Accepted without effect: the server's name is sent."),
+    row(Postgres, "postgres.krbsrvname", "PGKRBSRVNAME").doc("Accepted without effect."),
+    row(Postgres, "postgres.gsslib", "PGGSSLIB").doc("Accepted without effect."),
+    row(Postgres, "postgres.gssdelegation", "PGGSSDELEGATION").doc("Accepted without effect."),
+    row(Postgres, "postgres.gssencmode", "PGGSSENCMODE")
+        .doc("Only disable and prefer: seawall does not speak GSSAPI."),
+    row(Postgres, "postgres.sslnegotiation", "PGSSLNEGOTIATION").doc("Only postgres."),
+    row(Postgres, "postgres.sslcertmode", "PGSSLCERTMODE").doc("Only allow."),
+    row(
+        Postgres,
+        "postgres.ssl_min_protocol_version",
+        "PGSSLMINPROTOCOLVERSION",
+    )
+    .doc("Only TLSv1.2 and below: 1.2 is the lowest that is spoken."),
+    row(
+        Postgres,
+        "postgres.ssl_max_protocol_version",
+        "PGSSLMAXPROTOCOLVERSION",
+    )
+    .doc("Only TLSv1.3."),
+    row(
+        Postgres,
+        "postgres.min_protocol_version",
+        "PGMINPROTOCOLVERSION",
+    )
+    .doc("Only 3.0."),
+    row(
+        Postgres,
+        "postgres.max_protocol_version",
+        "PGMAXPROTOCOLVERSION",
+    )
+    .doc("Accepted without effect: seawall speaks 3.0."),
+    row(Postgres, "postgres.sslcrl", "PGSSLCRL").doc("Refused: revocation lists are not checked."),
+    row(Postgres, "postgres.sslcrldir", "PGSSLCRLDIR")
+        .doc("Refused: revocation lists are not checked."),
+    row(Postgres, "postgres.requirepeer", "PGREQUIREPEER")
+        .doc("Refused: the owner of the server is not checked."),
+    row(Postgres, "postgres.require_auth", "PGREQUIREAUTH")
+        .doc("Refused: the method of authentication cannot be prescribed."),
     row(Log, "log.level", "SEAWALL_LOG_LEVEL")
         .doc("Which messages are written.")
         .unit(Unit::Word(&["error", "warn", "info", "debug", "trace"]))
@@ -397,6 +418,12 @@ pub const SETTINGS: &[Setting] = &[
     row(System, "", "NO_PROXY")
         .doc("Hosts and domains that are reached without proxy, joined by commas.")
         .also(&["no_proxy"]),
+    row(System, "", "SSL_CERT_FILE")
+        .doc("PEM file of the system's certificate authorities, if not in the usual place.")
+        .unit(Unit::Path),
+    row(System, "", "SSL_CERT_DIR")
+        .doc("Directory of the system's certificate authorities, if not in the usual place.")
+        .unit(Unit::Path),
     row(System, "", "HOME")
         .doc("Where ~ is.")
         .unit(Unit::Path)
@@ -470,6 +497,13 @@ mod tests {
         for (name, why) in REFUSED {
             assert!(seen.insert(name), "{name} is refused and accepted");
             assert!(why.ends_with('.'));
+        }
+    }
+
+    #[test]
+    fn the_connection_finds_all_of_its_variables() {
+        for name in crate::pg::conninfo::environment() {
+            assert!(find(name).is_some(), "{name}");
         }
     }
 

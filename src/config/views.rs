@@ -6,7 +6,7 @@ use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::limits::{CONNECT_TIMEOUT, SMALL_FILE_BYTES_MAX};
 use crate::pg::conninfo::{self, ConnInfo};
-use crate::store::s3::credentials::{Secret, Sources};
+use crate::store::s3::{Secret, Sources};
 use crate::store::{self, Prefix, retry};
 use crate::work::stop::Stop;
 use std::path::{Path, PathBuf};
@@ -82,8 +82,10 @@ impl Config {
 
     fn threads(&self, name: &str) -> usize {
         let set = self.text(name).and_then(|text| text.trim().parse().ok());
-        set.unwrap_or_else(|| let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
-            cores.clamp(2, 8))
+        set.unwrap_or_else(|| {
+            let cores = std::thread::available_parallelism().map_or(2, |n| n.get());
+            cores.clamp(2, 8)
+        })
     }
 
     /// Most bytes per second to read from the cluster; `None` for no limit.
@@ -195,6 +197,11 @@ impl Config {
         Ok(bases)
     }
 
+    fn is_on(&self, name: &str) -> bool {
+        let text = self.text(name).unwrap_or_default();
+        values::boolean(text) == Ok(true)
+    }
+
     fn duration(&self, name: &str) -> Option<Duration> {
         let text = self.text(name)?;
         Some(values::duration(text).expect("checked when it was loaded"))
@@ -202,6 +209,7 @@ impl Config {
 
     fn s3_options(&self) -> Result<store::s3::Options> {
         let some = |name| self.text(name).map(str::to_string);
+        let path = |name| self.text(name).map(PathBuf::from);
         let addressing = match self.text("s3.addressing").unwrap_or("auto") {
             text if text.eq_ignore_ascii_case("path") => store::s3::Addressing::Path,
             text if text.eq_ignore_ascii_case("virtual") => store::s3::Addressing::Virtual,
@@ -211,7 +219,9 @@ impl Config {
             endpoint: some("s3.endpoint"),
             region: some("s3.region").unwrap_or_default(),
             addressing,
-            ca_file: self.text("s3.ca-file").map(PathBuf::from),
+            ca_file: path("s3.ca-file"),
+            system_certs_file: path("SSL_CERT_FILE"),
+            system_certs_dir: path("SSL_CERT_DIR"),
             storage_class: some("s3.storage-class"),
             sse: some("s3.sse"),
             sse_kms_key: some("s3.sse-kms-key"),
@@ -220,6 +230,8 @@ impl Config {
             proxy: self.proxy(),
             threads: self.upload_threads().max(self.download_threads()),
             credentials: self.credentials(),
+            conditional_put: None,
+            checksums: self.is_on("s3.checksums"),
         })
     }
 
@@ -247,9 +259,7 @@ impl Config {
             container_token: secret("AWS_CONTAINER_AUTHORIZATION_TOKEN"),
             container_token_file: path("AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE"),
             imds_endpoint: some("AWS_EC2_METADATA_SERVICE_ENDPOINT"),
-            imds_disabled: self
-                .text("AWS_EC2_METADATA_DISABLED")
-                .is_some_and(|text| values::boolean(text) == Ok(true)),
+            imds_disabled: self.is_on("AWS_EC2_METADATA_DISABLED"),
         }
     }
 
