@@ -98,6 +98,7 @@ fn perform(
     }
     debug!("settings: {config:?}");
     let context = Context {
+        options: options_for_another(&config, matches)?,
         config,
         stop,
         screen,
@@ -127,6 +128,30 @@ fn inputs(tree: &Command, verb: &str, matches: &ArgMatches) -> Result<Inputs> {
         envdir: matches.get_one::<PathBuf>("envdir").cloned(),
         config_file: matches.get_one::<PathBuf>("config").cloned(),
     })
+}
+
+/// What another run needs to be told to find the same archive. PostgreSQL runs it in another directory.
+fn options_for_another(config: &Config, matches: &ArgMatches) -> Result<Vec<String>> {
+    let mut options = Vec::new();
+    let named = |id| matches.get_one::<PathBuf>(id).cloned();
+    let by_env = || Some(config.text("SEAWALL_CONFIG")?.into());
+    let passing = config.is_passing("SEAWALL_CONFIG");
+    let file = named("config").or_else(|| by_env().filter(|_| passing));
+    for (option, path) in [("--envdir", named("envdir")), ("--config", file)] {
+        if let Some(path) = path {
+            let path = std::path::absolute(&path)
+                .map_err(|e| Error::io(format!("{option}: the path cannot be made absolute"), e))?;
+            options.extend([option.to_string(), path.display().to_string()]);
+        }
+    }
+    // One that a file gives would be found again, and may be changed there later; others would not.
+    if config.is_passing("prefix") {
+        options.extend(["--prefix".to_string(), config.prefix()?.to_string()]);
+    }
+    if let Some(key) = text(matches, "s3.access-key-id") {
+        options.extend(["--aws-access-key-id".to_string(), key]);
+    }
+    Ok(options)
 }
 
 /// The whole command line.
@@ -312,6 +337,35 @@ mod tests {
         ];
         let expected = expected.map(|(f, k, v)| (f.to_string(), k, v.to_string()));
         assert_eq!(seen, expected);
+    }
+
+    #[test]
+    fn another_run_is_told_what_it_would_not_find() {
+        let line = "seawall --envdir rel --prefix file:///a/ -k KEY wal-push x";
+        let matches = tree().try_get_matches_from(words(line)).unwrap();
+        let (_, matches) = matches.subcommand().unwrap();
+        let with = |flags: &[(&'static str, &str)], env: &[(&str, &str)]| {
+            let given = |(setting, value): &(&'static str, &str)| Given {
+                setting,
+                flag: "--x".to_string(),
+                value: value.to_string(),
+            };
+            let own = |(name, text): &(&str, &str)| (name.to_string(), text.to_string());
+            let inputs = Inputs {
+                flags: flags.iter().map(given).collect(),
+                env: env.iter().map(own).collect(),
+                ..Inputs::default()
+            };
+            options_for_another(&Config::load(&inputs).unwrap(), matches).unwrap()
+        };
+        let here = std::path::absolute("rel").unwrap().display().to_string();
+        let base = ["--envdir", &here];
+        let key = ["--aws-access-key-id", "KEY"];
+        let prefix = ["--prefix", "file:///a"];
+        assert_eq!(with(&[], &[]), [base, key].concat());
+        let expected = [base, prefix, key].concat();
+        assert_eq!(with(&[("prefix", "file:///a/")], &[]), expected);
+        assert_eq!(with(&[], &[("WALE_FILE_PREFIX", "file:///a")]), expected);
     }
 
     #[test]

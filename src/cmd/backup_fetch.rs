@@ -1,9 +1,9 @@
 //! `backup-fetch PGDATA NAME|LATEST`: a restored data directory, and what recovery needs to go on from there.
 
 use super::arguments::{optional_path, parsed, path, setting_option, text, usage};
+use crate::backup::recovery::{Target, checked_time};
 use crate::error::Result;
 use crate::pg::Lsn;
-use crate::pg::timestamp::Timestamp;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use std::path::PathBuf;
 
@@ -18,8 +18,10 @@ pub struct Args {
     pub tablespaces: Tablespaces,
     /// Where WAL goes, if not into PGDATA itself.
     pub waldir: Option<PathBuf>,
-    /// What to write for recovery; without it the directory stays as it was backed up.
+    /// What to write for recovery, if anything.
     pub recovery: Option<Recovery>,
+    /// Leave archiving as it was backed up; otherwise it is off in the copy.
+    pub keep_archiving: bool,
 }
 
 /// Where tablespaces go. Without any of it they go where they were, if these places are empty.
@@ -43,10 +45,10 @@ pub enum RestoreSpec {
 }
 
 /// What recovery shall do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovery {
-    /// Where to end; without one, at the end of WAL.
-    pub target: Option<Target>,
+    /// Where to end.
+    pub target: Target,
     /// `recovery_target_timeline`: `latest`, `current` or a number.
     pub timeline: Option<String>,
     /// `recovery_target_action`: `pause`, `promote` or `shutdown`.
@@ -57,23 +59,6 @@ pub struct Recovery {
     pub standby: bool,
     /// In place of the one that seawall writes.
     pub restore_command: Option<String>,
-    /// Leave archiving on in the copy.
-    pub keep_archiving: bool,
-}
-
-/// Where recovery ends.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Target {
-    /// A point in time.
-    Time(Timestamp),
-    /// A position.
-    Lsn(Lsn),
-    /// A transaction.
-    Xid(u64),
-    /// A restore point.
-    Name(String),
-    /// As soon as the copy is consistent.
-    Immediate,
 }
 
 /// The verb's command line.
@@ -145,8 +130,7 @@ fn recovery_options() -> [Arg; 4] {
             .help("Write recovery.signal and a restore_command; every --target option implies it")
             .long_help(
                 "Write recovery.signal and a restore_command that fetches from this archive. Every --target\n\
-                 option implies it. Older recovery and replication settings of postgresql.auto.conf are\n\
-                 commented out, and archiving is switched off (see --keep-archiving).",
+                 option implies it.",
             ),
         Arg::new("standby")
             .long("standby")
@@ -162,9 +146,9 @@ fn recovery_options() -> [Arg; 4] {
             .action(ArgAction::SetTrue)
             .help("Leave archive_mode as it was backed up")
             .long_help(
-                "Leave archive_mode as it was backed up. Without this the copy does not archive: one that is\n\
-                 promoted beside a living production would write its timeline into production's archive, and\n\
-                 the next recovery of production would follow it.",
+                "Leave archive_mode as it was backed up. Without this it is off in the copy: one that is promoted\n\
+                 beside a living production would write its timeline into production's archive, and the next\n\
+                 recovery of production would follow it.",
             ),
     ]
 }
@@ -237,6 +221,7 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
         },
         waldir: absolute(optional_path(matches, "waldir"), "--waldir")?,
         recovery: recovery(matches)?,
+        keep_archiving: matches.get_flag("keep-archiving"),
     })
 }
 
@@ -279,45 +264,39 @@ fn recovery(matches: &ArgMatches) -> Result<Option<Recovery>> {
         exclusive: matches.get_flag("target-exclusive"),
         standby: matches.get_flag("standby"),
         restore_command: text(matches, "restore-command"),
-        keep_archiving: matches.get_flag("keep-archiving"),
     };
     let wanted = matches.get_flag("recovery")
-        || recovery.target.is_some()
+        || recovery.target != Target::End
         || recovery.timeline.is_some()
         || recovery.standby
         || recovery.restore_command.is_some();
-    if !wanted && recovery.keep_archiving {
-        return Err(usage("--keep-archiving is for --recovery and --standby")
-            .detail("Without them no setting of the copy is changed."));
-    }
     Ok(wanted.then_some(recovery))
 }
 
-fn target(matches: &ArgMatches) -> Result<Option<Target>> {
+fn target(matches: &ArgMatches) -> Result<Target> {
     if let Some(text) = text(matches, "target-time") {
-        let time = Timestamp::parse_rfc3339(&text)
-            .map_err(|e| e.context("--target-time is not usable"))?;
-        return Ok(Some(Target::Time(time)));
+        return checked_time(&text).map(Target::Time);
     }
     if let Some(lsn) = parsed::<Lsn>(matches, "target-lsn", "--target-lsn")? {
-        return Ok(Some(Target::Lsn(lsn)));
+        return Ok(Target::Lsn(lsn));
     }
     if let Some(text) = text(matches, "target-xid") {
         let xid = text.parse();
         let xid =
             xid.map_err(|_| usage(format!("--target-xid: {text:?} is not a transaction id")))?;
-        return Ok(Some(Target::Xid(xid)));
+        return Ok(Target::Xid(xid));
     }
     if let Some(name) = text(matches, "target-name") {
         // PostgreSQL's names are shorter than 64 bytes (MAXFNAMELEN); a longer one would never be reached.
         if name.is_empty() || name.len() > 63 || name.contains(char::is_control) {
             return Err(usage("--target-name is not the name of a restore point"));
         }
-        return Ok(Some(Target::Name(name)));
+        return Ok(Target::Name(name));
     }
-    Ok(matches
-        .get_flag("target-immediate")
-        .then_some(Target::Immediate))
+    Ok(match matches.get_flag("target-immediate") {
+        true => Target::Immediate,
+        false => Target::End,
+    })
 }
 
 fn timeline(matches: &ArgMatches) -> Result<Option<String>> {
@@ -352,27 +331,21 @@ mod tests {
     fn without_options_nothing_is_changed() {
         let args = parse(&[]).unwrap();
         assert_eq!(args.recovery, None);
+        assert!(!args.keep_archiving);
         assert_eq!(args.tablespaces, Tablespaces::default());
     }
 
     #[test]
     fn a_target_implies_recovery() {
         let target = |words: &[&str]| parse(words).unwrap().recovery.unwrap().target;
-        assert_eq!(
-            target(&["--target-time", "2026-11-21 03:40:00+02"]).map(|t| format!("{t:?}")),
-            Some(format!(
-                "{:?}",
-                Target::Time(Timestamp(1_795_225_200_000_000))
-            ))
-        );
-        assert_eq!(
-            target(&["--target-lsn", "1/A0"]),
-            Some(Target::Lsn(Lsn(0x1_0000_00A0)))
-        );
-        assert_eq!(target(&["--target-xid", "731"]), Some(Target::Xid(731)));
-        assert_eq!(target(&["--target-immediate"]), Some(Target::Immediate));
-        assert_eq!(target(&["--recovery"]), None);
-        assert_eq!(target(&["--standby", "--keep-archiving"]), None);
+        let time = "2026-11-21 03:40:00+02";
+        assert_eq!(target(&["--target-time", time]), Target::Time(time.into()));
+        let lsn = Target::Lsn(Lsn(0x1_0000_00A0));
+        assert_eq!(target(&["--target-lsn", "1/A0"]), lsn);
+        assert_eq!(target(&["--target-xid", "731"]), Target::Xid(731));
+        assert_eq!(target(&["--target-immediate"]), Target::Immediate);
+        assert_eq!(target(&["--recovery"]), Target::End);
+        assert_eq!(target(&["--standby"]), Target::End);
     }
 
     #[test]
@@ -388,7 +361,6 @@ mod tests {
             &["--target-timeline", "0"],
             &["--target-timeline", "010"],
             &["--target-action", "promote"],
-            &["--keep-archiving"],
             &["--blind-restore", "--restore-spec", "SOURCE"],
             &["--tablespace-mapping", "a=/b"],
             &["--tablespace-mapping", "/a"],

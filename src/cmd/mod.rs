@@ -24,6 +24,9 @@ pub struct Context {
     pub stop: Stop,
     /// Where progress is drawn.
     pub screen: output::Screen,
+    /// The global options that lead another seawall to the same archive, with absolute paths: for the
+    /// `restore_command` of a copy. What came from the environment is not among them, the prefix excepted.
+    pub options: Vec<String>,
 }
 
 /// The verbs' command lines, in the order of the manual.

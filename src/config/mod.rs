@@ -97,6 +97,13 @@ impl Config {
         (!matches!(value.origin, Origin::Fallback(_))).then_some(value.text.as_str())
     }
 
+    /// Whether a setting was given to this process alone, on its command line or in its environment, so that another
+    /// process would not find it.
+    pub fn is_passing(&self, name: &str) -> bool {
+        let origin = self.value(name).map(|v| &v.origin);
+        matches!(origin, Some(Origin::Flag(_) | Origin::Environment(_)))
+    }
+
     /// `Kind::Config`: the value of this setting cannot be used, because of `reason`, the end of the sentence.
     pub fn bad(&self, name: &str, reason: impl fmt::Display) -> Error {
         match self.value(name) {
