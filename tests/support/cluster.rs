@@ -147,7 +147,7 @@ impl<'a> Builder<'a> {
             .current_dir("/")
             .arg("-D")
             .arg(&data)
-            .args(["-U", "postgres", "--no-sync", "--no-instructions"])
+            .args(["-U", "postgres", "--no-sync"])
             .args(["--encoding=UTF8", "--locale=C", "--auth-local=trust"])
             .arg(format!("--auth-host={}", self.auth_host))
             .arg(format!("--wal-segsize={}", self.wal_segsize_mib))
