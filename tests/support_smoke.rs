@@ -11,6 +11,7 @@ use crate::support::cluster::{Cluster, Stop};
 use crate::support::minio::{Minio, SECRET_KEY, Witness};
 use crate::support::proxy::{Fault, Proxy, Rule};
 use crate::support::rclone::Rclone;
+use crate::support::seawall::Seawall;
 use crate::support::tmpfs::Tmpfs;
 use crate::support::{Scratch, Server, is_alive, is_root, ports, raw_http, run, wait_for};
 
@@ -105,6 +106,64 @@ fn a_server_does_not_outlive_its_owner() {
     let status = server.wait(Duration::from_secs(10));
     assert_eq!(status.code(), Some(128 + 9));
     assert!(!is_alive(server.pid()), "no zombie makes it look alive");
+}
+
+#[test]
+fn a_command_is_clean_captured_and_bounded() {
+    let scratch = Scratch::new();
+    let sh = |script: &str| Seawall::of(&scratch, "/bin/sh").args(["-c", script]);
+    let outcome = sh("echo out; echo err >&2; exit 7").run();
+    assert_eq!(outcome.text(), "out\n");
+    outcome.expect(7, &["err"]).without(&["secret"]);
+
+    sh("kill -TERM $$").run().expect_signal(Signal::TERM);
+    let text = sh("env; pwd; id -u; cat")
+        .env("A", "b c")
+        .stdin("input")
+        .run();
+    let text = text.ok().text();
+    assert!(
+        text.contains("A=b c\n") && text.ends_with("input"),
+        "{text}"
+    );
+    assert!(
+        !text.contains("CARGO"),
+        "nothing of our environment: {text}"
+    );
+    if is_root() {
+        assert!(!text.contains("\n0\n"), "as user postgres: {text}");
+        let by_root = sh("id -u").by_root().run().ok().text();
+        assert_eq!(by_root, "0\n");
+    }
+
+    let hanging = || sh("sleep 60").deadline(PATIENCE).run();
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(hanging)).is_err());
+    let mut running = sh("exec sleep 60").spawn();
+    assert!(!running.has_ended());
+    running.signal(Signal::KILL);
+    running.wait(PATIENCE * 10).expect_signal(Signal::KILL);
+
+    let line = sh("echo \"$A\" %p").env("A", "it's").shell_line();
+    let out = run(Command::new("/bin/sh").args(["-c", &line]));
+    assert_eq!(out, "it's %p\n");
+}
+
+#[test]
+fn peak_memory_is_measured() {
+    let scratch = Scratch::new();
+    let python = |mib: usize| {
+        let script = format!("x = b'1' * ({mib} << 20)");
+        let command = Seawall::of(&scratch, "/usr/bin/python3").args(["-c", &script]);
+        let outcome = command.measured(&scratch).run().ok();
+        outcome.peak_rss_kib.expect("it was measured")
+    };
+    let (small, large) = (python(1), python(65));
+    assert!(
+        (60 << 10..70 << 10).contains(&(large - small)),
+        "{small} {large} KiB"
+    );
+    let failing = Seawall::of(&scratch, "/bin/sh").args(["-c", "exit 3"]);
+    failing.measured(&scratch).run().expect(3, &[]);
 }
 
 #[test]

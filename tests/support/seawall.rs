@@ -3,7 +3,7 @@
 //! `SEAWALL_BIN` names it; by default it is what `cargo build --release` made.
 
 use std::io::{Read, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
@@ -48,10 +48,15 @@ pub struct Seawall {
 impl Seawall {
     /// The binary as user postgres, with PATH, a HOME and a state directory of this test and nothing else.
     pub fn new(scratch: &Scratch) -> Seawall {
+        Seawall::of(scratch, scratch.binary())
+    }
+
+    /// Another program, under the same care.
+    pub fn of(scratch: &Scratch, program: impl Into<PathBuf>) -> Seawall {
         let home = scratch.dir("home");
         let state = scratch.dir("state");
         Seawall {
-            program: scratch.binary().to_path_buf(),
+            program: program.into(),
             args: Vec::new(),
             env: vec![
                 ("PATH".into(), PATH.into()),
@@ -165,7 +170,8 @@ impl Seawall {
             .current_dir(&self.cwd)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stderr(Stdio::piped())
+            .process_group(0);
         if !self.by_root {
             as_postgres(&mut command);
         }
@@ -244,13 +250,20 @@ impl Running {
             }
             if !late && Instant::now() > end {
                 late = true;
-                self.signal(Signal::KILL);
+                self.kill_all();
             }
             std::thread::sleep(Duration::from_millis(1));
         };
         let outcome = self.outcome(status);
         assert!(!late, "still running after {deadline:?}: {outcome:?}");
         outcome
+    }
+
+    /// Kills it with all that it started, which may hold its output open.
+    fn kill_all(&self) {
+        if let Some(group) = rustix::process::Pid::from_raw(self.pid()) {
+            let _ = rustix::process::kill_process_group(group, Signal::KILL);
+        }
     }
 
     fn outcome(&mut self, status: ExitStatus) -> Outcome {
@@ -274,8 +287,10 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.kill_all();
+            let _ = self.child.wait();
+        }
     }
 }
 
