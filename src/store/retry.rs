@@ -6,20 +6,21 @@
 //! * R2 Pauses double from `RETRY_PAUSE_FIRST` to `RETRY_PAUSE_MAX` and are drawn evenly between nothing and that
 //!   (full jitter), so that many clients of one store that failed do not come back together. SIGTERM ends a pause.
 //! * R3 A `put` or `finish` with `When::Absent` whose acknowledgement was lost meets its own object at the next
-//!   try and answers `Kind::Exists`. Whose bytes they are cannot be told here: the caller reads them back and
-//!   compares, as it does for every `Kind::Exists`.
-//! * R4 A `finish` that meets an unknown upload (`Kind::Missing`) after a lost acknowledgement is done when the
-//!   object is there with the right size: only a finish that took effect ends an upload that nobody aborted.
+//!   try. Only the bytes tell whose it is: they are read back. The same bytes are success (after `settle`), other
+//!   bytes are the `Kind::Exists` that they are. Without a failure of our own before it, `Kind::Exists` passes.
+//! * R4 The same holds for a `finish` that meets an unknown upload (`Kind::Missing`) after a lost acknowledgement:
+//!   done when the object is there with the bytes that were sent.
 //! * R5 A body is continued at the byte where it broke, of the same version and size of the object. Another
 //!   version is `Kind::Mismatch`, an object that was deleted meanwhile `Kind::Hole`; the caller may start again.
 
 use super::{Body, Features, Key, ObjectInfo, Store, Upload, When};
 use crate::error::{Error, Kind, Result, from_io};
-use crate::limits::{RETRY_PAUSE_FIRST, RETRY_PAUSE_MAX};
+use crate::limits::{COPY_BUFFER_BYTES, RETRY_PAUSE_FIRST, RETRY_PAUSE_MAX};
 use crate::work::stop::Stop;
+use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How patient to be.
@@ -95,9 +96,18 @@ impl Store for Retry {
 
     fn put(&self, key: &Key, bytes: &[u8], when: When) -> Result<()> {
         let shared = &self.shared;
-        shared.run(&format!("storing {key}"), || {
+        let mut tries = 0u32;
+        let result = shared.run(&format!("storing {key}"), || {
+            tries += 1;
             shared.inner.put(key, bytes, when)
-        })
+        });
+        match result {
+            Err(error) if tries > 1 && error.kind() == Kind::Exists => {
+                let whole = [Sent::Bytes(bytes)];
+                shared.landed(key, bytes.len() as u64, whole.into_iter(), error)
+            }
+            other => other,
+        }
     }
 
     /// An acknowledgement lost here leaves an upload without pieces in the store; it never shows as an object.
@@ -109,27 +119,12 @@ impl Store for Retry {
             shared: Arc::clone(shared),
             key: key.clone(),
             inner,
+            sent: Mutex::default(),
         }))
     }
 
     fn get(&self, key: &Key, offset: u64) -> Result<Body> {
-        let shared = &self.shared;
-        let body = shared.run(&format!("opening {key}"), || shared.inner.get(key, offset))?;
-        let reader = Resuming {
-            shared: Arc::clone(shared),
-            key: key.clone(),
-            size: body.size,
-            version: body.version.clone(),
-            offset,
-            reader: Some(body.reader),
-            ended: false,
-            patience: Patience::default(),
-        };
-        Ok(Body {
-            size: body.size,
-            version: body.version,
-            reader: Box::new(reader),
-        })
+        self.shared.open(key, offset)
     }
 
     fn head(&self, key: &Key) -> Result<Option<ObjectInfo>> {
@@ -196,6 +191,95 @@ impl Shared {
             }
         }
     }
+
+    fn open(self: &Arc<Self>, key: &Key, offset: u64) -> Result<Body> {
+        let body = self.run(&format!("opening {key}"), || self.inner.get(key, offset))?;
+        let reader = Resuming {
+            shared: Arc::clone(self),
+            key: key.clone(),
+            size: body.size,
+            version: body.version.clone(),
+            offset,
+            reader: Some(body.reader),
+            ended: false,
+            patience: Patience::default(),
+        };
+        Ok(Body {
+            size: body.size,
+            version: body.version,
+            reader: Box::new(reader),
+        })
+    }
+
+    /// R3 and R4: the object under `key` is what was sent, or `error` holds.
+    fn landed<'a>(
+        self: &Arc<Self>,
+        key: &Key,
+        size: u64,
+        sent: impl Iterator<Item = Sent<'a>>,
+        error: Error,
+    ) -> Result<()> {
+        let mut body = match self.open(key, 0) {
+            Err(gone) if gone.kind() == Kind::Missing => return Err(error),
+            other => other?,
+        };
+        let doing = format!("could not compare {key} with what was sent");
+        let mut same = body.size == size;
+        let mut total = 0;
+        for piece in sent {
+            total += piece.len();
+            same = same
+                && piece
+                    .is_next_in(&mut body.reader)
+                    .map_err(|e| from_io(&doing, e))?;
+        }
+        if !same || total != size {
+            return Err(error);
+        }
+        log::info!("{key} was stored although its acknowledgement was lost");
+        self.run(&format!("settling {key}"), || self.inner.settle(key))
+    }
+}
+
+/// What is remembered of bytes that were sent.
+enum Sent<'a> {
+    Bytes(&'a [u8]),
+    Piece { bytes: u64, crc32c: u32 },
+}
+
+impl Sent<'_> {
+    fn len(&self) -> u64 {
+        match self {
+            Sent::Bytes(bytes) => bytes.len() as u64,
+            Sent::Piece { bytes, .. } => *bytes,
+        }
+    }
+
+    /// Whether `reader` goes on with exactly these bytes.
+    fn is_next_in(&self, reader: &mut dyn Read) -> io::Result<bool> {
+        let mut buffer = vec![0; COPY_BUFFER_BYTES];
+        let (mut done, mut crc) = (0u64, 0u32);
+        while done < self.len() {
+            let left = usize::try_from(self.len() - done).unwrap_or(usize::MAX);
+            let most = buffer.len().min(left);
+            let count = reader.read(&mut buffer[..most])?;
+            if count == 0 {
+                return Ok(false);
+            }
+            let got = &buffer[..count];
+            crc = crc32c::crc32c_append(crc, got);
+            if let Sent::Bytes(sent) = self
+                && &sent[done as usize..][..count] != got
+            {
+                return Ok(false);
+            }
+            done += count as u64;
+        }
+        Ok(match self {
+            Sent::Bytes(_) => true,
+            Sent::Piece { crc32c, .. } => *crc32c == crc,
+        })
+    }
 }
 
 /// The failures of one call so far.
@@ -245,13 +329,25 @@ struct RetryUpload {
     shared: Arc<Shared>,
     key: Key,
     inner: Box<dyn Upload>,
+    /// Length and CRC-32C of each piece, for R3 and R4. A mutex, held for one insertion: pieces come from several
+    /// threads.
+    sent: Mutex<BTreeMap<u32, (u64, u32)>>,
+}
+
+impl RetryUpload {
+    fn sent(&self) -> MutexGuard<'_, BTreeMap<u32, (u64, u32)>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Upload for RetryUpload {
     fn piece(&self, number: u32, offset: u64, bytes: &[u8]) -> Result<()> {
         let doing = format!("storing piece {number} of {}", self.key);
         self.shared
-            .run(&doing, || self.inner.piece(number, offset, bytes))
+            .run(&doing, || self.inner.piece(number, offset, bytes))?;
+        let sum = (bytes.len() as u64, crc32c::crc32c(bytes));
+        self.sent().insert(number, sum);
+        Ok(())
     }
 
     fn finish(&self, pieces: u32, size: u64) -> Result<()> {
@@ -261,22 +357,14 @@ impl Upload for RetryUpload {
             self.inner.finish(pieces, size)
         });
         match result {
-            Err(error) if tries > 1 && error.kind() == Kind::Missing => self.landed(size, error),
+            Err(error) if tries > 1 && matches!(error.kind(), Kind::Exists | Kind::Missing) => {
+                let sent = self.sent().clone();
+                let sent = sent
+                    .into_values()
+                    .map(|(bytes, crc32c)| Sent::Piece { bytes, crc32c });
+                self.shared.landed(&self.key, size, sent, error)
+            }
             other => other,
-        }
-    }
-}
-
-impl RetryUpload {
-    /// R4: done if the object is there with its size, else the error.
-    fn landed(&self, size: u64, error: Error) -> Result<()> {
-        let doing = format!("looking for {}", self.key);
-        let found = self
-            .shared
-            .run(&doing, || self.shared.inner.head(&self.key))?;
-        match found {
-            Some(info) if info.size == size => Ok(()),
-            _ => Err(error.also("The store has no object of that size under the name.")),
         }
     }
 }

@@ -112,33 +112,71 @@ fn a_signal_ends_the_pause() {
 }
 
 #[test]
-fn a_lost_acknowledgement_is_neither_success_nor_mismatch() {
-    let rig = rig(vec![(Verb::Put, After(Transient))]);
-    let error = rig.store.put(&key(), b"mine", When::Absent).unwrap_err();
-    assert_eq!(error.kind(), Kind::Exists);
-    assert_eq!(rig.read(&key(), 0).unwrap(), b"mine");
+fn after_a_lost_acknowledgement_the_bytes_decide() {
+    for (fault, there, expected) in [
+        (After(Transient), None, Ok(())),
+        (Before(Transient), Some(&b"mine"[..]), Ok(())),
+        (Before(Transient), Some(b"them"), Err(Kind::Exists)),
+        (Before(Transient), Some(b"mine!"), Err(Kind::Exists)),
+        (Before(Transient), Some(b""), Err(Kind::Exists)),
+    ] {
+        let script = vec![(Verb::Put, fault), (Verb::Get, Cut(2, Transient))];
+        let rig = rig(script);
+        if let Some(bytes) = there {
+            rig.mem.put(&key(), bytes, When::Absent).unwrap();
+        }
+        let result = rig.store.put(&key(), b"mine", When::Absent);
+        assert_eq!(
+            result.map_err(|e| e.kind()),
+            expected,
+            "{fault:?} {there:?}"
+        );
+    }
 }
 
 #[test]
-fn a_finish_whose_upload_is_gone_is_decided_by_the_object() {
-    let gone = (Verb::Finish, Before(Kind::Missing));
-    // What the first finish answers, the size of the object then found (by whatever way), and the verdict.
-    for (first, found, expected) in [
-        (Before(Transient), Some(3), Ok(())),
-        (After(Transient), None, Ok(())),
-        (Before(Transient), Some(4), Err(Kind::Missing)),
-        (Before(Transient), None, Err(Kind::Missing)),
-        (Before(Kind::Missing), Some(3), Err(Kind::Missing)),
+fn without_a_failure_before_it_exists_is_believed() {
+    let rig = rig(vec![(Verb::Get, Before(Kind::Bug))]);
+    rig.mem.put(&key(), b"mine", When::Absent).unwrap();
+    let error = rig.store.put(&key(), b"mine", When::Absent).unwrap_err();
+    assert_eq!((error.kind(), rig.faulty.left()), (Kind::Exists, 1));
+}
+
+#[test]
+fn a_finish_that_meets_another_answer_is_decided_by_the_bytes() {
+    // What the first finish answers, what the second does, the object then found, and the verdict.
+    let (missing, exists) = (Err(Kind::Missing), Err(Kind::Exists));
+    for (first, second, there, expected) in [
+        (
+            Before(Transient),
+            Kind::Missing,
+            Some(&b"abcde"[..]),
+            Ok(()),
+        ),
+        (Before(Transient), Kind::Exists, Some(b"abcde"), Ok(())),
+        (After(Transient), Kind::Missing, None, Ok(())),
+        (Before(Transient), Kind::Missing, Some(b"abcdX"), missing),
+        (Before(Transient), Kind::Exists, Some(b"abXde"), exists),
+        (Before(Transient), Kind::Exists, Some(b"abcdef"), exists),
+        (Before(Transient), Kind::Missing, None, missing),
+        (
+            Before(Kind::Missing),
+            Kind::Missing,
+            Some(b"abcde"),
+            missing,
+        ),
+        (Before(Kind::Exists), Kind::Exists, Some(b"abcde"), exists),
     ] {
-        let rig = rig(vec![(Verb::Finish, first), gone]);
+        let script = [(Verb::Finish, first), (Verb::Finish, Before(second))];
+        let rig = rig(script.to_vec());
         let upload = rig.store.begin(&key(), When::Always).unwrap();
+        upload.piece(1, 3, b"de").unwrap();
         upload.piece(0, 0, b"abc").unwrap();
-        if let Some(size) = found {
-            let bytes = vec![b'x'; size];
-            rig.mem.put(&key(), &bytes, When::Always).unwrap();
+        if let Some(bytes) = there {
+            rig.mem.put(&key(), bytes, When::Always).unwrap();
         }
-        let result = upload.finish(1, 3).map_err(|e| e.kind());
-        assert_eq!(result, expected, "{first:?} {found:?}");
+        let result = upload.finish(2, 5).map_err(|e| e.kind());
+        assert_eq!(result, expected, "{first:?} {second:?} {there:?}");
     }
 }
 
