@@ -70,6 +70,11 @@ impl<F: Fs> NewFile<F> {
         })
     }
 
+    /// Begins to write a range to the disk, while the next one is still being made.
+    pub fn start_writeback(&self, offset: u64, bytes: u64) {
+        self.file.start_writeback(offset, bytes);
+    }
+
     /// Gives the file its name: whole and durable when this answers Ok. A failed sync is not tried again and the
     /// file is given up: the pages that could not be written may already be forgotten.
     pub fn publish(mut self, publish: Publish) -> Result<()> {

@@ -58,6 +58,8 @@ pub trait FsFile {
     }
     /// Makes contents and length survive power loss. Says nothing about the name.
     fn sync_data(&self) -> io::Result<()>;
+    /// Asks to begin writing a range to the disk now, so that a later sync finds less to do. Promises nothing.
+    fn start_writeback(&self, _offset: u64, _bytes: u64) {}
 }
 
 /// What a name stands for.

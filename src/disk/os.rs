@@ -2,10 +2,11 @@
 
 use super::{File, Fs, FsFile, failed};
 use crate::error::Result;
-use rustix::fs::{AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{Advice, AtFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
@@ -117,5 +118,15 @@ impl FsFile for OsFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn start_writeback(&self, offset: u64, bytes: u64) {
+        // Linux begins to write dirty pages that are said not to be needed, and drops them only when they are clean.
+        // An archive is not read back soon, so its pages need not push PostgreSQL's out of the cache.
+        if let Some(bytes) = NonZeroU64::new(bytes)
+            && let Err(e) = rustix::fs::fadvise(&self.0, offset, Some(bytes), Advice::DontNeed)
+        {
+            log::trace!("this file system takes no advice: {e}");
+        }
     }
 }

@@ -351,7 +351,10 @@ enum State {
 impl Upload for FileUpload {
     fn piece(&self, number: u32, offset: u64, bytes: &[u8]) -> Result<()> {
         match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            State::Open(file) => file.write_all_at(offset, bytes)?,
+            State::Open(file) => {
+                file.write_all_at(offset, bytes)?;
+                file.start_writeback(offset, bytes.len() as u64);
+            }
             _ => return Err(ended(&self.key)),
         }
         self.pieces.record(number, offset, bytes.len() as u64);
