@@ -97,6 +97,7 @@ hostnossl all naked 127.0.0.1/32 scram-sha-256
 ";
 
 const ROLES: &str = "\
+SET password_encryption = 'scram-sha-256';
 CREATE ROLE trusted LOGIN;
 CREATE ROLE certified LOGIN;
 CREATE ROLE clear LOGIN PASSWORD 'secret';
@@ -571,12 +572,17 @@ fn a_silent_server_ends_by_stop_and_by_timeout() {
 fn the_wanted_sort_of_server_is_found() {
     let scratch = Scratch::new();
     let primary = Cluster::builder(&scratch, "primary").start();
-    let copy = scratch.join("copy");
-    run(primary
-        .tool("pg_basebackup")
-        .args(["--checkpoint=fast", "--write-recovery-conf", "--pgdata"])
-        .arg(&copy));
-    let mut standby = Cluster::builder(&scratch, "standby").on(copy);
+    let fast = BackupRequest {
+        fast: true,
+        ..BackupRequest::default()
+    };
+    let received = receive(&mut replication(&primary), &fast).expect("a backup");
+    let copy = unpack(&scratch, &received.archives[&None], "copy");
+    give_to_postgres(&copy, 0o700);
+    give_to_postgres(&scratch.file("copy/standby.signal", ""), 0o600);
+    let mut standby = Cluster::builder(&scratch, "standby")
+        .config("primary_conninfo", over_socket(&primary))
+        .on(copy);
     standby.start();
     let nobody = crate::support::ports::free_port();
     let hosts = |order: [u16; 3]| {
