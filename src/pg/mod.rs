@@ -1,5 +1,6 @@
 //! Facts of PostgreSQL: numbers, names and file formats. No I/O, no clock, no threads.
 
+pub mod conninfo;
 pub mod control;
 pub mod label;
 pub mod lsn;

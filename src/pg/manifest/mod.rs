@@ -259,8 +259,8 @@ mod tests {
     /// Manifests that PostgreSQL 15 and 18 wrote, among the files some with quotes, control characters, line breaks
     /// and bytes that are no UTF-8.
     const REAL: [&[u8]; 2] = [
-        include_bytes!("../../tests/fixtures/manifest/15.gz"),
-        include_bytes!("../../tests/fixtures/manifest/18.gz"),
+        include_bytes!("../../../tests/fixtures/manifest/15.gz"),
+        include_bytes!("../../../tests/fixtures/manifest/18.gz"),
     ];
 
     fn real(index: usize) -> Vec<u8> {
