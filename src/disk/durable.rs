@@ -210,3 +210,139 @@ fn cannot_create(dest: &Path) -> Error {
     .detail("The file system has neither hard links nor renames that keep an existing file.")
     .hint("Use a file system that has them, or an object store.")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::{read_small, stat, tree};
+    use crate::pg::timestamp::Timestamp;
+
+    fn names(dir: &Path) -> Vec<OsString> {
+        let entries = tree::walk_dir(dir).unwrap();
+        entries.into_iter().map(|e| e.name).collect()
+    }
+
+    fn write_new(dest: &Path, bytes: &[u8], publish: Publish) -> Result<()> {
+        let mut file = NewFile::create(dest, 0o600)?;
+        file.write_all(bytes).unwrap();
+        file.publish(publish)
+    }
+
+    #[test]
+    fn a_file_appears_whole_and_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("x".repeat(NAME_BYTES_MAX));
+        let mut file = NewFile::create(&dest, 0o600).unwrap();
+        file.write_all(b"hello ").unwrap();
+        assert_eq!(stat(&dest).unwrap(), None, "no final name before publish");
+        assert!(is_temp_name(&names(dir.path())[0]));
+        file.write_all(b"world").unwrap();
+        file.publish(Publish::Absent).unwrap();
+        assert_eq!(read_small(&dest).unwrap(), b"hello world");
+        assert_eq!(stat(&dest).unwrap().unwrap().mode, 0o600);
+        assert_eq!(names(dir.path()).len(), 1);
+        settle(&dest).unwrap();
+    }
+
+    #[test]
+    fn what_exists_is_kept_or_replaced_as_asked() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("f");
+        write_new(&dest, b"one", Publish::Absent).unwrap();
+        let error = write_new(&dest, b"two", Publish::Absent).unwrap_err();
+        assert_eq!(error.kind(), Kind::Exists);
+        assert_eq!(error.message(), format!("{dest:?} exists already"));
+        assert_eq!(read_small(&dest).unwrap(), b"one");
+        write_new(&dest, b"three", Publish::Replace).unwrap();
+        assert_eq!(read_small(&dest).unwrap(), b"three");
+        assert_eq!(names(dir.path()), ["f"], "no temporary file is left");
+    }
+
+    #[test]
+    fn threads_may_write_pieces_in_any_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let dest = dir.path().join("f");
+        let file = NewFile::create(&dest, 0o600).unwrap();
+        std::thread::scope(|s| {
+            for piece in (0..8u8).rev() {
+                let file = &file;
+                s.spawn(move || {
+                    file.write_all_at(u64::from(piece) * 1000, &[piece; 1000])
+                        .unwrap()
+                });
+            }
+        });
+        file.publish(Publish::Absent).unwrap();
+        let expected: Vec<u8> = (0..8u8).flat_map(|piece| [piece; 1000]).collect();
+        assert_eq!(read_small(&dest).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_rename_that_keeps_an_existing_file_is_a_way_too() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("old"), "old").unwrap();
+        std::fs::write(dir.path().join("new"), "new").unwrap();
+        let fs = OsDir::open(dir.path(), 0o600).unwrap();
+        let (old, new) = (OsStr::new("old"), OsStr::new("new"));
+        match fs.rename_new(new, old).unwrap_err().kind() {
+            io::ErrorKind::AlreadyExists => {
+                fs.rename_new(new, OsStr::new("free")).unwrap();
+                assert_eq!(fs.list().unwrap(), ["free", "old"]);
+            }
+            // This file system cannot, and says so instead of overwriting.
+            other => assert_eq!(other, io::ErrorKind::Unsupported),
+        }
+        assert_eq!(std::fs::read(dir.path().join("old")).unwrap(), b"old");
+    }
+
+    #[test]
+    fn a_link_that_is_there_already_is_ours_or_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("one"), "1").unwrap();
+        std::fs::write(dir.path().join("other"), "2").unwrap();
+        let fs = OsDir::open(dir.path(), 0o600).unwrap();
+        let one = OsStr::new("one");
+        fs.link(one, OsStr::new("two")).unwrap();
+        // NFS after a lost answer: the second request meets the first one's link.
+        fs.link(one, OsStr::new("two")).unwrap();
+        let error = fs.link(one, OsStr::new("other")).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_file_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(NewFile::create(&dir.path().join("f"), 0o600).unwrap());
+        assert_eq!(names(dir.path()), [""; 0]);
+        let absent = NewFile::create(&dir.path().join("absent/f"), 0o600);
+        assert_eq!(absent.map(|_| ()).unwrap_err().kind(), Kind::Missing);
+        let nameless = NewFile::create(&dir.path().join(".."), 0o600);
+        assert_eq!(nameless.map(|_| ()).unwrap_err().kind(), Kind::Refused);
+        assert!(settle(&dir.path().join("f")).is_err());
+    }
+
+    #[test]
+    fn only_old_temporary_files_of_ours_are_stale() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let all = [
+            ".f.1.seawall-tmp",
+            ".f.2.seawall-tmp",
+            ".f.3.tmp",
+            "f.4.seawall-tmp",
+        ];
+        for name in all {
+            std::fs::write(path(name), "").unwrap();
+            tree::set_modified(&path(name), Timestamp(0)).unwrap();
+        }
+        std::fs::write(path(all[1]), "still being written").unwrap();
+        tree::create_dir(&path(".d.seawall-tmp"), 0o700).unwrap();
+        tree::set_modified(&path(".d.seawall-tmp"), Timestamp(0)).unwrap();
+        let removed = remove_stale_temps(dir.path(), Duration::from_secs(3600)).unwrap();
+        assert_eq!(removed, 1);
+        assert_eq!(
+            names(dir.path()),
+            [".d.seawall-tmp", all[1], all[2], all[3]]
+        );
+    }
+}

@@ -8,6 +8,8 @@
 pub mod durable;
 pub mod lock;
 pub mod os;
+#[cfg(test)]
+mod sim;
 pub mod tree;
 
 use crate::error::{Error, Kind, Result};

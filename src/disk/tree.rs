@@ -7,6 +7,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pg::timestamp::Timestamp;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ffi::OsString;
 use std::fs::{OpenOptions, Permissions};
 use std::io::ErrorKind::NotFound;
@@ -200,8 +201,8 @@ fn sync_below(root: &Path, flush: &mut dyn FnMut(&Path) -> Result<bool>) -> Resu
             match entry.stat.kind {
                 FileKind::Directory => {
                     // Another device: something is mounted here.
-                    if !flushed.contains_key(&device) {
-                        flushed.insert(device, flush(&path)?);
+                    if let Entry::Vacant(unknown) = flushed.entry(device) {
+                        unknown.insert(flush(&path)?);
                     }
                     waiting.push((path, device));
                 }

@@ -139,6 +139,8 @@ pub fn die_by_signal(signal: i32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Command, Stdio};
 
     /// Longer than any test may take: a wait that ends in time was woken.
     const LONG: Duration = Duration::from_secs(600);
@@ -185,5 +187,54 @@ mod tests {
             stop.child();
         }
         assert!(stop.0.lock().len() <= 1);
+    }
+
+    #[test]
+    fn a_signal_stops_and_the_first_one_counts() {
+        let stop = Stop::on_signals().unwrap();
+        signal_hook::low_level::raise(SIGINT).unwrap();
+        assert!(stop.wait(LONG));
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        assert_eq!(stop.signal(), Some(SIGINT));
+        assert_eq!(stop.check().unwrap_err().message(), "interrupted by SIGINT");
+    }
+
+    /// This test binary, to run one test of this module.
+    fn again(shell: &str, test: &str) -> Command {
+        let mut command = Command::new("sh");
+        let binary = std::env::current_exe().unwrap();
+        command.arg("-c").arg(shell).arg(binary);
+        command.args(["--exact", &format!("work::stop::tests::{test}")]);
+        command
+    }
+
+    #[test]
+    fn a_sigint_that_was_ignored_by_the_parent_stops_too() {
+        let ignoring = "trap '' INT; exec \"$0\" \"$@\"";
+        let output = again(ignoring, "a_signal_stops_and_the_first_one_counts")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn death_by_signal_looks_like_one() {
+        const CHILD: &str = "SEAWALL_TEST_DIES";
+        if std::env::var_os(CHILD).is_some() {
+            let _handled = Stop::on_signals().unwrap();
+            die_by_signal(SIGTERM);
+            unreachable!("SIGTERM ends the process");
+        }
+        let mut child = again("exec \"$0\" \"$@\"", "death_by_signal_looks_like_one");
+        let status = child
+            .env(CHILD, "1")
+            .stdout(Stdio::null())
+            .status()
+            .unwrap();
+        assert_eq!(status.signal(), Some(SIGTERM), "{status}");
     }
 }
