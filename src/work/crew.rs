@@ -2,7 +2,7 @@
 //! answer; a panic is an error too, `Kind::Bug` with the name of its thread.
 
 use super::stop::Stop;
-use super::{caught, could_not_start};
+use super::{caught, could_not_start, thread_name};
 use crate::error::{Error, Kind, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{Builder, Scope};
@@ -38,8 +38,7 @@ pub fn run<'env, T>(
             scope,
             shared: shared.clone(),
         };
-        let thread = std::thread::current();
-        let answer = caught(thread.name().unwrap_or("main"), || body(&crew));
+        let answer = caught(&thread_name(), || body(&crew));
         answer.map_err(|e| shared.fail(e)).ok()
     });
     let verdict = shared

@@ -56,6 +56,17 @@ impl<T> Handle<T> {
     }
 }
 
+/// The name of the calling thread, for logs; `main` for the first one.
+pub fn thread_name() -> String {
+    let thread = std::thread::current();
+    thread.name().unwrap_or("unnamed").to_string()
+}
+
+/// How many threads the machine (or the container's CPU limit) can run at once; 1 where that is unknown.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
+}
+
 /// Runs `job`; a panic becomes an error that names the thread. The state that the panic may have left half changed is
 /// not looked at again: everybody stops on that error.
 fn caught<T>(thread: &str, job: impl FnOnce() -> Result<T>) -> Result<T> {
@@ -83,7 +94,9 @@ mod tests {
 
     #[test]
     fn a_background_job_gives_its_value_or_its_panic() {
-        assert_eq!(background("sum", || 1 + 1).unwrap().join().unwrap(), 2);
+        let named = background("sum", thread_name).unwrap();
+        assert_eq!(named.join().unwrap(), "sum");
+        assert!(cores() >= 1);
         let error = background("odd", || panic!("odd number {}", 3)).unwrap();
         let error = error.join().map(|()| 0).unwrap_err();
         assert_eq!(error.kind(), Kind::Bug);
