@@ -4,7 +4,7 @@
 use super::sentinel::Object;
 use crate::codec::digest::{Sha256, hex};
 use crate::codec::{Compression, Encoder};
-use crate::error::{Result, from_io};
+use crate::error::Result;
 use crate::limits::UPLOAD_PIECE_BYTES;
 use crate::store::{Key, Store, Upload, When};
 use std::io::Write;
@@ -14,6 +14,18 @@ pub struct ObjectWriter<'a> {
     encoder: Encoder<Sink<'a>>,
     codec: String,
     raw_bytes: u64,
+}
+
+impl Write for ObjectWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let count = self.encoder.write(bytes)?;
+        self.raw_bytes += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.encoder.flush()
+    }
 }
 
 struct Sink<'a> {
@@ -31,12 +43,6 @@ impl<'a> ObjectWriter<'a> {
     pub fn new(store: &'a dyn Store, key: Key, compression: Compression) -> Result<ObjectWriter<'a>> {
         let sink = Sink { store, key, piece: Vec::new(), sent: 0, pieces: 0, digest: Sha256::new(), upload: None };
         Ok(ObjectWriter { encoder: Encoder::new(compression, sink)?, codec: compression.method.to_string(), raw_bytes: 0 })
-    }
-
-    /// Adds bytes.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        self.raw_bytes += bytes.len() as u64;
-        self.encoder.write_all(bytes).map_err(|e| from_io("could not send the object", e))
     }
 
     /// Makes the object appear; `Kind::Exists` if there is one.

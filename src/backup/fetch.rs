@@ -115,7 +115,7 @@ impl Restore<'_> {
         let reader = StoredObject::open(self.archive, object)?;
         let mut archive = tar::Reader::new(reader);
         let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
-        while let Some(header) = archive.next()? {
+        while let Some(header) = archive.next_member()? {
             self.stop.check()?;
             match header.kind {
                 EntryKind::Directory => self.target.directory(&header.path, header.mode)?,

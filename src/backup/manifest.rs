@@ -5,40 +5,35 @@ use super::pages::Finished;
 use crate::archive::object::ObjectWriter;
 use crate::archive::sentinel::Object;
 use crate::error::Result;
+use crate::pg::SystemId;
 use crate::pg::manifest::{FileChecksum, ManifestFile, ManifestWriter, WalRange};
 use crate::pg::version::ServerVersion;
-use crate::pg::SystemId;
 use std::sync::Mutex;
 
 /// A manifest on its way to the store.
-pub struct ManifestObject<'a>(Mutex<(ManifestWriter, ObjectWriter<'a>)>);
+pub struct ManifestObject<'a>(Mutex<ManifestWriter<ObjectWriter<'a>>>);
 
 impl<'a> ManifestObject<'a> {
     /// An empty manifest in the form that the server's version reads.
-    pub fn new(version: ServerVersion, system_id: SystemId, mut object: ObjectWriter<'a>) -> Result<ManifestObject<'a>> {
-        let mut writer = ManifestWriter::new(version.major(), system_id);
-        object.append(&writer.take())?;
-        Ok(ManifestObject(Mutex::new((writer, object))))
+    pub fn new(version: ServerVersion, system_id: SystemId, object: ObjectWriter<'a>) -> Result<ManifestObject<'a>> {
+        let system_id = (version.manifest_version() >= 2).then_some(system_id);
+        Ok(ManifestObject(Mutex::new(ManifestWriter::new(object, system_id)?)))
     }
 
     /// Adds a file that was read to its end.
     pub fn add(&self, file: &Finished) -> Result<()> {
-        let mut both = self.0.lock().expect("no thread panics while it writes the manifest");
-        let (writer, object) = &mut *both;
-        writer.file(&ManifestFile {
+        let mut writer = self.0.lock().expect("no thread panics while it writes the manifest");
+        writer.add(&ManifestFile {
             path: file.name.clone(),
             size: file.size,
             modified: file.modified,
             checksum: FileChecksum::Crc32c(file.crc32c),
-        });
-        object.append(&writer.take())
+        })
     }
 
     /// Ends the manifest with the WAL that the backup needs, and stores it.
     pub fn finish(self, wal: WalRange) -> Result<Object> {
-        let (mut writer, mut object) = self.0.into_inner().expect("no thread panics while it writes the manifest");
-        writer.finish(&[wal]);
-        object.append(&writer.take())?;
-        object.finish()
+        let writer = self.0.into_inner().expect("no thread panics while it writes the manifest");
+        writer.finish(&[wal])?.finish()
     }
 }

@@ -6,8 +6,7 @@ use super::plan::{Plan, Submit};
 use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::pg::control::{ClusterState, ControlFile};
-use crate::pg::{Lsn, Segment};
-use std::os::unix::fs::FileExt;
+use crate::pg::Segment;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -27,38 +26,6 @@ pub fn shut_down_cluster(data: &Path) -> Result<ControlFile> {
     Ok(control)
 }
 
-/// The position behind the shutdown checkpoint's record, which begins at `control.checkpoint`.
-pub fn end_of_checkpoint(data: &Path, control: &ControlFile) -> Result<Lsn> {
-    let size = control.segment_size;
-    let segment = Segment::holding(control.timeline, control.checkpoint, size);
-    let path = data.join("pg_wal").join(segment.to_string());
-    let file = disk::open(&path)?;
-    let mut length = [0; 4];
-    file.read_exact_at(&mut length, control.checkpoint.0 % size.bytes())
-        .map_err(|e| Error::io(format!("could not read \"{}\"", path.display()), e))?;
-    let length = u64::from(u32::from_le_bytes(length));
-    if !(24..8192).contains(&length) {
-        return Err(Error::new(Kind::Corrupt, format!("there is no checkpoint record at {}", control.checkpoint)));
-    }
-    Ok(after_record(control.checkpoint, length, size.bytes()))
-}
-
-/// Where a record of `length` bytes ends that begins at `start`: a page header interrupts it at each page, a long
-/// one at each segment; records end on multiples of eight.
-fn after_record(start: Lsn, length: u64, segment_bytes: u64) -> Lsn {
-    const PAGE: u64 = 8192;
-    let (mut at, mut left) = (start.0, length);
-    loop {
-        let room = PAGE - at % PAGE;
-        if left <= room {
-            return Lsn((at + left).next_multiple_of(8));
-        }
-        left -= room;
-        at += room;
-        at += if at % segment_bytes == 0 { 40 } else { 24 };
-    }
-}
-
 /// The segments as members of `pg_wal`; they are not in the manifest, which does not speak of WAL files.
 pub fn wal_members<'p>(data: &Path, segments: &[Segment], plan: &mut Plan<'p>, submit: Submit<'_, 'p>) -> Result<()> {
     for segment in segments {
@@ -70,22 +37,4 @@ pub fn wal_members<'p>(data: &Path, segments: &[Segment], plan: &mut Plan<'p>, s
         plan.file(source, 0o600, submit)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_goes_on_behind_page_headers() {
-        let cases = [
-            (0x28, 114, 1 << 20, 0xA0),
-            (8192 - 114, 114, 1 << 20, 8192),
-            (8192 - 50, 114, 1 << 20, 8192 + 24 + 64),
-            ((1 << 20) - 48, 114, 1 << 20, (1 << 20) + 40 + 72),
-        ];
-        for (start, length, segment, end) in cases {
-            assert_eq!(after_record(Lsn(start), length, segment), Lsn(end), "{start}");
-        }
-    }
 }

@@ -19,7 +19,7 @@ pub struct Part<'a> {
     key: Key,
     method: Method,
     order: Mutex<Order>,
-    /// Read to send a piece, written to begin and to finish.
+    /// Written once, to begin.
     upload: RwLock<Option<Box<dyn Upload>>>,
 }
 
@@ -102,8 +102,7 @@ impl<'a> Part<'a> {
             }
             (order.pieces_sent, order.cut_bytes)
         };
-        let upload = self.upload.write().expect(UNPOISONED).take();
-        if let Some(upload) = upload {
+        if let Some(upload) = &*self.upload.read().expect(UNPOISONED) {
             upload.finish(pieces, size)?;
         }
         let mut order = self.locked();

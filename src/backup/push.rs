@@ -6,7 +6,7 @@
 use super::manifest::ManifestObject;
 use super::owner::{self, Owner};
 use super::pack::Packing;
-use super::pages::{Finished, Source};
+use super::pages::{Finished, PageRules, Source};
 use super::plan::{self, Plan};
 use super::progress::Progress;
 use super::scan::{Found, Scan};
@@ -22,6 +22,7 @@ use crate::error::{Error, Kind, Result};
 use crate::limits;
 use crate::pg::control::ControlFile;
 use crate::pg::manifest::WalRange;
+use crate::pg::page::PAGE_BYTES;
 use crate::pg::timestamp::Timestamp;
 use crate::pg::version::ServerVersion;
 use crate::pg::{Lsn, Segment, TimelineId};
@@ -117,7 +118,7 @@ impl Job<'_> {
     /// Backs up the data directory of a server that was shut down cleanly. The WAL that it needs is inside.
     pub fn offline(&self, data: &Path) -> Result<Taken> {
         let control = super::offline::shut_down_cluster(data)?;
-        let stop = super::offline::end_of_checkpoint(data, &control)?;
+        let stop = control.checkpoint_end();
         let identity = Identity { system_id: control.system_id, major: control.major, segment_size: control.segment_size };
         self.archive.claim(&identity, now())?;
         let facts = Facts {
@@ -150,7 +151,7 @@ impl Job<'_> {
     fn local_started(&self, conn: &mut Conn, data: &Path, server: &server::Server, facts: &Facts) -> Result<Taken> {
         let scan = Scan::new(data, server.version_directory());
         let spec = spec::of(data, &scan.tablespaces()?)?;
-        let rules = server.data_checksums && self.options.verify_checksums;
+        let rules = self.checks_pages(server.data_checksums, &server::control_file(data)?);
         let manifest = self.manifest(facts)?;
         let rate = self.options.rate_limit.map(RateLimit::new);
         let packing = Packing::new(
@@ -183,7 +184,7 @@ impl Job<'_> {
     fn offline_started(&self, data: &Path, control: &ControlFile, stop: Lsn, facts: &Facts) -> Result<Taken> {
         let scan = Scan::new(data, format!("PG_{}_{}", control.major, control.catalog_version));
         let spec = spec::of(data, &scan.tablespaces()?)?;
-        let rules = control.data_checksums && self.options.verify_checksums;
+        let rules = self.checks_pages(control.data_checksums, control);
         let manifest = self.manifest(facts)?;
         let rate = self.options.rate_limit.map(RateLimit::new);
         let packing = Packing::new(
@@ -211,6 +212,12 @@ impl Job<'_> {
         drop(packing);
         let stored = self.stored(&plan, manifest, facts, stop, findings)?;
         self.complete(facts, stop, spec, stored, &format!("PostgreSQL {}", facts.version))
+    }
+
+    /// Pages are checked where they carry checksums and have the size that every packaged PostgreSQL has.
+    fn checks_pages(&self, checksums: bool, control: &ControlFile) -> bool {
+        let usual = control.block_size as usize == PAGE_BYTES && control.blocks_per_file == PageRules::BLOCKS_PER_FILE;
+        checksums && self.options.verify_checksums && usual
     }
 
     fn manifest(&self, facts: &Facts) -> Result<ManifestObject<'_>> {

@@ -71,7 +71,7 @@ pub fn ask(conn: &mut Conn) -> Result<Server> {
 /// Enters backup mode; answers the start position and its timeline. The session must stay open.
 pub fn start_backup(conn: &mut Conn, server: &Server, label: &str) -> Result<(Lsn, TimelineId)> {
     let rows = conn
-        .query_params(server.version.backup_start_sql(), &[Some(label)])
+        .query_params(server.version.backup_start_sql(), &[Some(label), Some("true")])
         .map_err(|e| e.context("could not start the backup").hint(
             "The role needs EXECUTE on the backup functions: GRANT EXECUTE ON FUNCTION pg_backup_start, pg_backup_stop TO role; \
              (before PostgreSQL 15: pg_start_backup(text, boolean, boolean), pg_stop_backup(boolean, boolean)).",
@@ -79,7 +79,8 @@ pub fn start_backup(conn: &mut Conn, server: &Server, label: &str) -> Result<(Ls
     let start: Lsn = text_at(&rows, 0)?.parse()?;
     let name = conn.query_params("SELECT pg_walfile_name($1::pg_lsn)", &[Some(&start.to_string())])?;
     let name = text_at(&name, 0)?;
-    let timeline = name.get(..8).and_then(TimelineId::parse_hex).ok_or_else(|| unexpected("pg_walfile_name", &name))?;
+    let timeline = name.get(..8).and_then(TimelineId::parse_hex);
+    let timeline = timeline.ok_or_else(|| unexpected("pg_walfile_name", &name))?;
     Ok((start, timeline))
 }
 
@@ -89,6 +90,22 @@ pub fn stop_backup(conn: &mut Conn, server: &Server) -> Result<Stopped> {
         .query(server.version.backup_stop_sql())
         .map_err(|e| e.context("could not stop the backup"))?;
     Ok(Stopped { stop: text_at(&rows, 0)?.parse()?, label: text_at_column(&rows, 1)? })
+}
+
+/// pg_control of a data directory; a torn read, possible while a server runs, is read again.
+pub fn control_file(data: &Path) -> Result<ControlFile> {
+    let path = data.join("global/pg_control");
+    let mut tries = 0;
+    loop {
+        let bytes = disk::read_small(&path).map_err(|e| {
+            e.context(format!("\"{}\" is not a data directory that can be read", data.display()))
+                .hint("Run backup-push on the server's host as its operating system user, or without PGDATA.")
+        })?;
+        match ControlFile::parse(&bytes) {
+            Err(e) if e.kind() == Kind::Corrupt && tries < 50 => tries += 1,
+            other => return other,
+        }
+    }
 }
 
 /// What the server's archiver complains about, if it does.
@@ -121,10 +138,7 @@ impl Server {
     /// The directory must be the connected server's: clones share the system identifier, so the postmaster's
     /// start time is compared too.
     pub fn refuse_other_directory(&self, data: &Path) -> Result<()> {
-        let control = ControlFile::parse(&disk::read_small(&data.join("global/pg_control")).map_err(|e| {
-            e.context(format!("\"{}\" is not a data directory that can be read", data.display()))
-                .hint("Run backup-push on the server's host as its operating system user, or without PGDATA.")
-        })?)?;
+        let control = control_file(data)?;
         let other = |detail: String| {
             Error::new(Kind::Mismatch, format!("\"{}\" is not the data directory of the connected server", data.display()))
                 .detail(detail)

@@ -4,10 +4,9 @@
 //! shows itself, the store names the key as missing, no other codec holds it, and nothing beyond it on its
 //! timeline is archived. Everything else is a failure that recovery must not mistake for the end.
 
-use super::check::{Expect, check_file};
+use super::check::{Expect, Inspector};
 use crate::archive::{Archive, keys};
 use crate::codec::{self, Method};
-use crate::disk::File;
 use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
 use crate::pg::{Lsn, Segment, SegmentSize, TimelineHistory, TimelineId, WalName};
@@ -23,18 +22,11 @@ pub enum HolePolicy {
     Absent,
 }
 
-/// A file that was delivered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Delivered {
-    /// Bytes written.
-    pub size: u64,
-}
-
 /// The answer to a request for WAL.
 #[derive(Debug)]
 pub enum Fetched {
-    /// It is in `file`, checked.
-    Delivered(Delivered),
+    /// It was written and checked; so many bytes.
+    Delivered(u64),
     /// It is proven not to be in the archive; the sentence says how.
     Absent(String),
 }
@@ -43,12 +35,13 @@ pub enum Fetched {
 const WAL_FILE_BYTES_MAX: u64 = 1 << 30;
 
 impl Archive {
-    /// Writes the archived file `name` to the empty `file` and checks it, or proves that it is absent.
-    pub fn get_wal(&self, name: WalName, file: &File, expect: Expect, on_hole: HolePolicy) -> Result<Fetched> {
+    /// Writes the archived file `name` to `out` and checks it, or proves that it is absent. After an error what
+    /// was written counts for nothing.
+    pub fn get_wal(&self, name: WalName, out: &mut dyn Write, expect: Expect, on_hole: HolePolicy) -> Result<Fetched> {
         let expect = self.remembered(expect)?;
         let usual = keys::wal(&name.to_string(), Some(self.compression.method));
-        let answer = match self.deliver(&usual, Some(self.compression.method), name, file, expect) {
-            Err(e) if e.kind() == Kind::Missing => self.look_further(name, file, expect),
+        let answer = match self.deliver(&usual, Some(self.compression.method), name, out, expect) {
+            Err(e) if e.kind() == Kind::Missing => self.look_further(name, out, expect),
             other => other.map(Fetched::Delivered),
         };
         match answer {
@@ -74,7 +67,7 @@ impl Archive {
         })
     }
 
-    fn deliver(&self, key: &Key, method: Option<Method>, name: WalName, mut file: &File, expect: Expect) -> Result<Delivered> {
+    fn deliver(&self, key: &Key, method: Option<Method>, name: WalName, out: &mut dyn Write, expect: Expect) -> Result<u64> {
         let body = self.store.get(key, 0)?;
         let mut reader: Box<dyn Read> = match method {
             Some(method) => codec::decoder(method, body.reader),
@@ -82,27 +75,27 @@ impl Archive {
         };
         let reading = |e| from_io("could not read the object", e).context(format!("could not fetch object {key}"));
         let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
-        let mut size = 0;
+        let mut inspector = Inspector::new(name, expect);
         loop {
             let count = reader.read(&mut buffer).map_err(reading).map_err(present)?;
             if count == 0 {
                 break;
             }
-            size += count as u64;
-            if size > WAL_FILE_BYTES_MAX {
+            inspector.pass(&buffer[..count]);
+            if inspector.size() > WAL_FILE_BYTES_MAX {
                 return Err(Error::new(Kind::Corrupt, format!("object {key} is larger than any WAL file")));
             }
-            file.write_all(&buffer[..count]).map_err(|e| Error::io("could not write the delivered file", e))?;
+            out.write_all(&buffer[..count]).map_err(|e| from_io("could not write the delivered file", e))?;
         }
-        check_file(file, size, name, expect, &format!("object {key}")).map_err(present)?;
-        Ok(Delivered { size })
+        inspector.judge(inspector.size(), &format!("object {key}")).map_err(present)?;
+        Ok(inspector.size())
     }
 
     /// The configured name is missing: another codec, a hole, or the end?
-    fn look_further(&self, name: WalName, file: &File, expect: Expect) -> Result<Fetched> {
+    fn look_further(&self, name: WalName, out: &mut dyn Write, expect: Expect) -> Result<Fetched> {
         let seen = self.look_around(name)?;
         if let Some((key, method)) = seen.same {
-            return self.deliver(&key, method, name, file, expect).map(Fetched::Delivered).map_err(|e| match e.kind() {
+            return self.deliver(&key, method, name, out, expect).map(Fetched::Delivered).map_err(|e| match e.kind() {
                 Kind::Missing => e.with_kind(Kind::Hole),
                 _ => e,
             });

@@ -5,6 +5,6 @@ mod check;
 mod get;
 mod put;
 
-pub use check::{Expect, check_file};
-pub use get::{Delivered, Fetched, HolePolicy};
+pub use check::{Expect, Inspector};
+pub use get::{Fetched, HolePolicy};
 pub use put::Put;

@@ -1,6 +1,6 @@
 //! Archiving one file of `pg_wal`.
 
-use super::check::{Expect, check_file};
+use super::check::{Expect, Inspector};
 use crate::archive::object::ObjectWriter;
 use crate::archive::{Archive, keys};
 use crate::codec::digest::{Sha256, hex};
@@ -10,7 +10,8 @@ use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
 use crate::pg::WalName;
 use crate::store::Key;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// What `put` did.
@@ -28,8 +29,8 @@ impl Archive {
     pub fn put_wal(&self, name: WalName, path: &Path, expect: Expect) -> Result<Put> {
         let file = disk::open(path)?;
         let what = format!("file \"{}\"", path.display());
-        let size = disk::stat(path)?.map_or(0, |stat| stat.size);
-        check_file(&file, size, name, expect, &what)?;
+        let size = disk::stat_open(&file, path)?.size;
+        inspect(&file, size, name, expect, &what)?;
         if let Some(existing) = self.find_wal(name)? {
             return self.compare(name, &existing, &file, size);
         }
@@ -60,7 +61,9 @@ impl Archive {
     /// Compresses and stores; answers the stored bytes.
     fn send(&self, key: &Key, file: &File, size: u64) -> Result<u64> {
         let mut writer = ObjectWriter::new(&*self.store, key.clone(), self.compression)?;
-        copy_exactly(file, size, &mut |bytes| writer.append(bytes))?;
+        copy_exactly(file, size, &mut |bytes| {
+            writer.write_all(bytes).map_err(|e| from_io("could not send the object", e))
+        })?;
         writer.finish().map(|object| object.stored_bytes)
     }
 
@@ -111,9 +114,17 @@ impl Archive {
     }
 }
 
+/// Reads as much of the source as decides, and judges it.
+fn inspect(file: &File, size: u64, name: WalName, expect: Expect, what: &str) -> Result<()> {
+    let mut inspector = Inspector::new(name, expect);
+    let mut head = vec![0; inspector.head_bytes().min(usize::try_from(size).unwrap_or(usize::MAX))];
+    file.read_exact_at(&mut head, 0).map_err(|e| Error::io(format!("could not read {what}"), e))?;
+    inspector.pass(&head);
+    inspector.judge(size, what).map(|_| ())
+}
+
 /// Hands out exactly `size` bytes: a file that changes its length while it is read is refused.
 fn copy_exactly(file: &File, size: u64, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    use std::os::unix::fs::FileExt;
     let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
     let mut offset = 0;
     loop {

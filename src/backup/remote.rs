@@ -1,0 +1,235 @@
+//! Taking a base backup through one BASE_BACKUP stream: no file of the server's host is touched. The server's tar
+//! archives are taken apart and put together again as our parts; its manifest is kept as it came.
+
+use super::now;
+use super::pack::Packing;
+use super::plan::{Plan, Submit};
+use super::push::{Facts, Job, Stored, Taken, finished_parts};
+use super::scan::Tablespace;
+use super::spec;
+use crate::archive::identity::Identity;
+use crate::archive::keys::BackupId;
+use crate::archive::object::ObjectWriter;
+use crate::archive::sentinel::{Mode, PageChecksums};
+use crate::codec::tar::{self, EntryKind, Event, Header, Splitter};
+use crate::error::{Error, Kind, Result, from_io};
+use crate::pg::label::BackupLabel;
+use crate::pg::{Lsn, SegmentSize, TimelineId};
+use crate::wire::Conn;
+use crate::wire::base_backup::{BackupEvent, BackupRequest, BaseBackup};
+use crate::work::pool;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The end of the stream.
+struct Streamed<'a> {
+    stop: Lsn,
+    manifest: ObjectWriter<'a>,
+    findings: PageChecksums,
+}
+
+impl Job<'_> {
+    /// Backs up the server at the other end of `conn`, a replication session.
+    pub fn remote(&self, conn: &mut Conn) -> Result<Taken> {
+        let system = conn.identify_system()?;
+        let version = conn.server_version();
+        let segment_size = parse_size(&conn.show("wal_segment_size")?)?;
+        let mode = conn.show("data_directory_mode")?;
+        let mode = u32::from_str_radix(mode.trim(), 8).unwrap_or(0o700);
+        // Only a superuser may know it; for others the sentinel does not say.
+        let data_directory = conn.show("data_directory").unwrap_or_default();
+        let identity = Identity { system_id: system.system_id, major: version.major(), segment_size };
+        self.archive.claim(&identity, now())?;
+        let start_time = now();
+        log::info!("waiting for the server's checkpoint");
+        let request = BackupRequest {
+            label: self.options.label.clone(),
+            fast: true,
+            max_rate_kib: self.options.rate_limit.map(|bytes| u32::try_from(bytes / 1024).unwrap_or(1 << 20).clamp(32, 1 << 20)),
+            verify_checksums: self.options.verify_checksums,
+            ..BackupRequest::default()
+        };
+        let backup = BaseBackup::start(conn, &request)?;
+        let id = BackupId::new(backup.timeline, backup.start, segment_size);
+        log::info!("backup {id} starts at {} on timeline {}", backup.start, backup.timeline);
+        let facts =
+            Facts { id, mode: Mode::Remote, version, identity, timeline: backup.timeline, start: backup.start, start_time };
+        self.owned(&facts, |job| job.streamed(backup, &facts, mode, Path::new(&data_directory)))
+    }
+
+    fn streamed(&self, mut backup: BaseBackup<'_>, facts: &Facts, mode: u32, data: &Path) -> Result<Taken> {
+        let spaces = backup.tablespaces.iter().map(|space| Tablespace { oid: space.oid, location: PathBuf::from(&space.location) });
+        let spec = spec::of(data, &spaces.collect::<Vec<_>>())?;
+        let total = 1024 * (backup.main_size_kib + backup.tablespaces.iter().map(|space| space.size_kib).sum::<u64>());
+        self.progress.expect(total);
+        let packing = Packing::new(self.archive.compression, self.options.threads, None, None, self.progress, self.stop)?;
+        let mut plan = self.plan(facts, total);
+        let streamed = pool::run("backup", self.options.threads, self.stop, |submit| {
+            plan.directory(Path::new("."), mode, facts.start_time.secs(), submit)?;
+            let streamed = self.receive(&mut backup, &mut plan, facts, submit)?;
+            plan.close(submit)?;
+            Ok(streamed)
+        }, |worker, chunk| packing.pack(worker, chunk))?;
+        drop(packing);
+        log::info!("all files are stored; the backup ends at {}", streamed.stop);
+        self.wait_for_wal(facts, streamed.stop, None)?;
+        let stored = Stored {
+            parts: finished_parts(&plan)?,
+            manifest: streamed.manifest.finish()?,
+            file_bytes: plan.file_bytes,
+            findings: streamed.findings,
+        };
+        self.complete(facts, streamed.stop, spec, stored, &format!("PostgreSQL {}", facts.version))
+    }
+
+    /// Reads the stream to its end.
+    fn receive<'p>(&'p self, backup: &mut BaseBackup<'_>, plan: &mut Plan<'p>, facts: &Facts, submit: Submit<'_, 'p>) -> Result<Streamed<'p>> {
+        let compression = self.archive.compression;
+        let key = facts.id.manifest(compression.method);
+        let mut manifest = ObjectWriter::new(&*self.archive.store, key, compression)?;
+        let mut members = Members::new(None);
+        loop {
+            self.stop.check()?;
+            match backup.next_event()? {
+                BackupEvent::Archive { tablespace } => {
+                    members.end()?;
+                    members = Members::new(tablespace);
+                    members.begin(plan, submit)?;
+                }
+                BackupEvent::Data(bytes) => members.feed(bytes, plan, submit)?,
+                BackupEvent::Manifest => members.end()?,
+                BackupEvent::ManifestData(bytes) => {
+                    manifest.write_all(bytes).map_err(|e| from_io("could not send the manifest", e))?;
+                }
+                BackupEvent::Progress(_) => {}
+                BackupEvent::End { stop, timeline, findings, notices } => {
+                    members.end()?;
+                    refuse_promotion(facts.timeline, timeline)?;
+                    let first_bad: Vec<String> = notices.into_iter().map(|notice| notice.message).collect();
+                    let bad_pages = if findings { first_bad.len().max(1) as u64 } else { 0 };
+                    let findings = PageChecksums { checked: self.options.verify_checksums, bad_pages, first_bad };
+                    return Ok(Streamed { stop, manifest, findings });
+                }
+            }
+        }
+    }
+}
+
+/// The members of one of the server's archives on their way into our parts.
+struct Members {
+    tablespace: Option<u32>,
+    splitter: Splitter,
+    /// Bytes of the current member: its size, for the padding; `None` while it is left out.
+    current: Option<u64>,
+    label: Option<Vec<u8>>,
+}
+
+impl Members {
+    fn new(tablespace: Option<u32>) -> Members {
+        Members { tablespace, splitter: Splitter::new(), current: None, label: None }
+    }
+
+    /// A tablespace's archive does not name its own directory.
+    fn begin<'p>(&self, plan: &mut Plan<'p>, submit: Submit<'_, 'p>) -> Result<()> {
+        match self.tablespace {
+            Some(oid) => plan.directory(&PathBuf::from(format!("pg_tblspc/{oid}")), 0o700, now().secs(), submit),
+            None => Ok(()),
+        }
+    }
+
+    fn feed<'p>(&mut self, bytes: &[u8], plan: &mut Plan<'p>, submit: Submit<'_, 'p>) -> Result<()> {
+        let Members { tablespace, splitter, current, label } = self;
+        splitter.feed(bytes, &mut |event| match event {
+            Event::Header(header) => {
+                let name = header.path.strip_prefix(".").unwrap_or(&header.path).to_path_buf();
+                *current = None;
+                *label = (tablespace.is_none() && name == Path::new("backup_label")).then(Vec::new);
+                match header.kind {
+                    EntryKind::File => *current = Some(header.size),
+                    // Links to tablespaces are in the spec; pg_wal as a link becomes a directory.
+                    EntryKind::Symlink(_) if name == Path::new("pg_wal") => {
+                        return plan.directory(&name, 0o700, header.modified_secs, submit);
+                    }
+                    EntryKind::Directory => {}
+                    _ => return Ok(()),
+                }
+                plan.close_if_large(submit)?;
+                let path = match tablespace {
+                    Some(oid) => PathBuf::from(format!("pg_tblspc/{oid}")).join(&name),
+                    None => name,
+                };
+                if path.as_os_str().is_empty() {
+                    return Ok(());
+                }
+                plan.header(&Header { path, uid: 0, gid: 0, ..header }, submit)
+            }
+            Event::Data(bytes) => {
+                if let Some(label) = label {
+                    label.extend_from_slice(bytes);
+                }
+                if current.is_some() { plan.bytes(bytes, submit) } else { Ok(()) }
+            }
+            Event::EndOfMember => {
+                if let Some(label) = label.take() {
+                    refuse_standby(&label)?;
+                }
+                match current.take() {
+                    Some(size) => plan.bytes(&[0; tar::BLOCK_BYTES][..tar::padding(size)], submit),
+                    None => Ok(()),
+                }
+            }
+        })
+    }
+
+    /// An archive that ends within a member is not an archive.
+    fn end(&self) -> Result<()> {
+        match self.splitter.at_border() {
+            true => Ok(()),
+            false => Err(Error::new(Kind::Protocol, "the server ended an archive in the middle of a file")),
+        }
+    }
+}
+
+/// The first thing that the server sends says where it comes from.
+fn refuse_standby(label: &[u8]) -> Result<()> {
+    let label = BackupLabel::parse(&String::from_utf8_lossy(label))?;
+    if !label.from_standby {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Refused, "the server is a standby")
+        .detail("Base backups are taken from the primary in this release.")
+        .hint("Connect to the primary: set PGHOST."))
+}
+
+fn refuse_promotion(start: TimelineId, stop: TimelineId) -> Result<()> {
+    if start == stop {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Refused, "the server was promoted during the backup")
+        .detail(format!("It began on timeline {start} and ended on {stop}."))
+        .hint("Begin again."))
+}
+
+/// `16MB`, `1GB`, as SHOW prints it.
+fn parse_size(text: &str) -> Result<SegmentSize> {
+    let unit = |suffix: &str, bytes: u64| {
+        text.strip_suffix(suffix).and_then(|number| number.trim().parse::<u64>().ok()).map(|n| n.saturating_mul(bytes))
+    };
+    let bytes = unit("MB", 1 << 20).or_else(|| unit("GB", 1 << 30)).or_else(|| unit("kB", 1 << 10));
+    SegmentSize::new(bytes.unwrap_or(0)).map_err(|e| e.context(format!("the server says wal_segment_size is \"{text}\"")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_show_prints_them() {
+        for (text, bytes) in [("16MB", 16 << 20), ("1MB", 1 << 20), ("1GB", 1 << 30), ("1024kB", 1 << 20)] {
+            assert_eq!(parse_size(text).unwrap().bytes(), bytes, "{text}");
+        }
+        for text in ["", "16", "17MB", "2GB", "MB", "99999999999999999999GB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+}
