@@ -20,7 +20,7 @@ pub fn shut_down_cluster(data: &Path) -> Result<ControlFile> {
     let control = ControlFile::parse(&disk::read_small(&data.join("global/pg_control"))?)?;
     if control.state != ClusterState::ShutDown {
         return Err(Error::new(Kind::Refused, "the server was not shut down cleanly")
-            .detail(format!("pg_control says: {}.", control.state))
+            .detail(format!("pg_control says: {:?}.", control.state))
             .hint("Start it and shut it down with pg_ctl stop, or take the backup while it runs."));
     }
     Ok(control)

@@ -16,9 +16,9 @@ use std::sync::Mutex;
 const BAD_PAGES_NAMED: usize = 100;
 
 /// What all workers share.
-pub struct Packing<'a> {
+pub struct Packing<'a, 'm> {
     /// Files that were read to their end; `None` when the server sends its own manifest.
-    pub manifest: Option<&'a ManifestObject<'a>>,
+    manifest: Option<&'a ManifestObject<'m>>,
     /// Bad pages so far.
     pub findings: Mutex<PageChecksums>,
     rate: Option<&'a RateLimit>,
@@ -33,16 +33,16 @@ struct Worker {
     compressor: Compressor,
 }
 
-impl<'a> Packing<'a> {
+impl<'a, 'm> Packing<'a, 'm> {
     /// Buffers and compressors for `threads` workers.
     pub fn new(
         compression: Compression,
         threads: usize,
-        manifest: Option<&'a ManifestObject<'a>>,
+        manifest: Option<&'a ManifestObject<'m>>,
         rate: Option<&'a RateLimit>,
         progress: &'a Progress,
         stop: &'a Stop,
-    ) -> Result<Packing<'a>> {
+    ) -> Result<Packing<'a, 'm>> {
         let worker = || {
             let compressor = Compressor::new(compression)?;
             Ok(Mutex::new(Worker { raw: Vec::with_capacity(CHUNK_BYTES), compressor }))

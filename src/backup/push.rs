@@ -292,7 +292,7 @@ impl Job<'_> {
         memory_file(Path::new("backup_label"), label.as_bytes(), plan, manifest, submit)
     }
 
-    fn findings(&self, packing: &Packing<'_>, checked: bool) -> PageChecksums {
+    fn findings(&self, packing: &Packing<'_, '_>, checked: bool) -> PageChecksums {
         let found = packing.findings.lock().expect("the workers have ended").clone();
         PageChecksums { checked, ..found }
     }

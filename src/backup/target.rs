@@ -2,7 +2,8 @@
 //! can lead out of it.
 
 use crate::disk::durable::{NewFile, Publish};
-use crate::disk::{self, File, FileKind, tree};
+use crate::disk::tree::{self, TreeSync};
+use crate::disk::{self, File, FileKind};
 use crate::error::{Error, Kind, Result};
 use crate::pg::timestamp::Timestamp;
 use std::collections::{BTreeMap, HashSet};
@@ -17,6 +18,8 @@ pub struct Target {
     waldir: Option<PathBuf>,
     /// Directories made so far, so that parts can come in any order.
     made: Mutex<HashSet<PathBuf>>,
+    /// Begun before the first write, so that no lost page goes unnoticed.
+    syncs: Mutex<Vec<TreeSync>>,
 }
 
 /// A file being restored.
@@ -28,7 +31,7 @@ pub struct OpenFile {
 impl Target {
     /// Nothing is touched yet.
     pub fn new(data: &Path, tablespaces: BTreeMap<u32, PathBuf>, waldir: Option<PathBuf>) -> Target {
-        Target { data: data.to_path_buf(), tablespaces, waldir, made: Mutex::default() }
+        Target { data: data.to_path_buf(), tablespaces, waldir, made: Mutex::default(), syncs: Mutex::default() }
     }
 
     /// The data directory.
@@ -63,6 +66,7 @@ impl Target {
             disk::create_dirs(root, 0o700)?;
             tree::set_mode(root, 0o700)?;
             self.made.lock().expect(UNPOISONED).insert(root.clone());
+            self.syncs.lock().expect(UNPOISONED).push(TreeSync::begin(root)?);
         }
         Ok(())
     }
@@ -104,10 +108,9 @@ impl Target {
 
     /// Makes everything durable.
     pub fn sync(&self) -> Result<()> {
-        self.roots().try_for_each(|root| {
-            tree::sync_tree(root)?;
-            disk::sync_dir(root.parent().unwrap_or(root))
-        })
+        let syncs = std::mem::take(&mut *self.syncs.lock().expect(UNPOISONED));
+        syncs.into_iter().try_for_each(TreeSync::finish)?;
+        self.roots().try_for_each(|root| disk::sync_dir(disk::parent_of(root)))
     }
 
     /// Where a member goes. Names are relative, without `..`, and never lead through a link: the only links are

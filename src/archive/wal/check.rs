@@ -3,7 +3,7 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::pg::label::BackupLabel;
-use crate::pg::wal_header::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::pg::wal_header::{HEADER_BYTES, SegmentHeader};
 use crate::pg::{Segment, SegmentSize, SystemId, TimelineHistory, WalName};
 
 /// What is known of the cluster that the file must belong to.
@@ -35,7 +35,7 @@ impl Inspector {
     /// How many bytes from the beginning decide.
     pub fn head_bytes(&self) -> usize {
         match self.name {
-            WalName::Segment(_) | WalName::Partial(_) => SEGMENT_HEADER_BYTES,
+            WalName::Segment(_) | WalName::Partial(_) => HEADER_BYTES,
             WalName::History(_) | WalName::BackupHistory(..) => TEXT_BYTES_MAX,
         }
     }
