@@ -14,11 +14,6 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 
-/// The name of this thread, for log lines; `-` if it has none.
-pub fn thread_name() -> String {
-    std::thread::current().name().unwrap_or("-").to_string()
-}
-
 /// One job that runs beside the caller.
 pub struct Handle<T> {
     name: String,
