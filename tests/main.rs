@@ -9,6 +9,8 @@
 // Tests report to people.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod cli;
+mod manpages;
 mod support;
 mod support_smoke;
 mod tidy;

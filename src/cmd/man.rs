@@ -177,7 +177,11 @@ fn render(tree: &Command, page: &Page) -> String {
             ["VERBS"] => out.push_str(&verbs(tree)),
             ["OPTIONS"] => out.push_str(&options(command, page.verb.is_empty())),
             ["SETTINGS", group] => out.push_str(&settings(group, long_setting)),
-            ["ENVIRONMENT", group] => out.push_str(&settings(group, short_setting)),
+            ["ENVIRONMENT", ref names @ ..] => {
+                names
+                    .iter()
+                    .for_each(|n| out.push_str(&settings(n, short_setting)));
+            }
             ["EXIT"] => out.push_str(&exits(0)),
             ["FETCH-EXIT"] => out.push_str(&exits(200)),
             _ => {
@@ -289,16 +293,20 @@ fn option(arg: &Arg) -> String {
     format!(".TP\n{head}\n{}\n", escape(&help))
 }
 
-fn settings(group: &str, one: fn(&Setting) -> String) -> String {
-    let wanted = match group {
-        "archive" => Group::Archive,
-        "s3" => Group::S3,
-        "postgres" => Group::Postgres,
-        "log" => Group::Log,
-        _ => Group::System,
+/// The settings of a group, or one by its environment name.
+fn settings(name: &str, one: fn(&Setting) -> String) -> String {
+    let group = match name {
+        "archive" => Some(Group::Archive),
+        "s3" => Some(Group::S3),
+        "postgres" => Some(Group::Postgres),
+        "log" => Some(Group::Log),
+        "system" => Some(Group::System),
+        _ => None,
     };
-    let rows = SETTINGS.iter().filter(|s| s.group == wanted);
-    rows.map(one).collect()
+    let wanted = |s: &&Setting| s.env == name || Some(s.group) == group;
+    let text: String = SETTINGS.iter().filter(wanted).map(one).collect();
+    assert!(!text.is_empty(), "the manual names no setting {name}");
+    text
 }
 
 /// For seawall.toml(5): all that there is to say.
