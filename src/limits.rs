@@ -55,3 +55,9 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// How long a TCP or TLS connection may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Largest body of an error or of another small answer of a store; the real ones are below 4 KiB.
+pub const ERROR_BODY_BYTES_MAX: u64 = 64 << 10;
+
+/// Largest LIST page: a thousand keys of a thousand bytes, each byte encoded as three, with room for the rest.
+pub const LIST_PAGE_BYTES_MAX: u64 = 8 << 20;

@@ -51,7 +51,7 @@ struct Restore<'a> {
     archive: &'a Archive,
     target: Target,
     expected: Expected,
-    progress: &'a Progress,
+    progress: &'a dyn Progress,
     stop: &'a Stop,
     control: Mutex<Option<Vec<u8>>>,
 }
@@ -62,7 +62,7 @@ pub fn fetch(
     backup: &Backup,
     data: &Path,
     options: &Options,
-    progress: &Progress,
+    progress: &dyn Progress,
     stop: &Stop,
 ) -> Result<Restored> {
     let details = backup.sentinel.details(&backup.id)?;

@@ -22,7 +22,7 @@ pub struct Packing<'a, 'm> {
     /// Bad pages so far.
     pub findings: Mutex<PageChecksums>,
     rate: Option<&'a RateLimit>,
-    progress: &'a Progress,
+    progress: &'a dyn Progress,
     stop: &'a Stop,
     workers: Vec<Mutex<Worker>>,
 }
@@ -40,7 +40,7 @@ impl<'a, 'm> Packing<'a, 'm> {
         threads: usize,
         manifest: Option<&'a ManifestObject<'m>>,
         rate: Option<&'a RateLimit>,
-        progress: &'a Progress,
+        progress: &'a dyn Progress,
         stop: &'a Stop,
     ) -> Result<Packing<'a, 'm>> {
         let worker = || {

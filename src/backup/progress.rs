@@ -1,27 +1,19 @@
 //! How far a backup or restore is: counted by the workers, shown by whoever asked for it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+/// Somebody who watches. Called by many threads.
+pub trait Progress: Sync {
+    /// So many raw bytes are expected.
+    fn expect(&self, bytes: u64);
 
-/// Bytes done of bytes expected, and what is going on.
-#[derive(Debug, Default)]
-pub struct Progress {
-    done: AtomicU64,
-    total: AtomicU64,
+    /// So many more raw bytes were handled.
+    fn add(&self, bytes: u64);
 }
 
-impl Progress {
-    /// Sets how many raw bytes are expected.
-    pub fn expect(&self, bytes: u64) {
-        self.total.store(bytes, Ordering::Relaxed);
-    }
+/// Nobody watches.
+pub struct Unwatched;
 
-    /// Counts raw bytes that were handled.
-    pub fn add(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
-    }
+impl Progress for Unwatched {
+    fn expect(&self, _bytes: u64) {}
 
-    /// Raw bytes done and expected.
-    pub fn read(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
-    }
+    fn add(&self, _bytes: u64) {}
 }

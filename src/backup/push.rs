@@ -56,7 +56,7 @@ pub struct Job<'a> {
     /// How it is taken.
     pub options: &'a Options,
     /// Who watches.
-    pub progress: &'a Progress,
+    pub progress: &'a dyn Progress,
     /// Who may end it.
     pub stop: &'a Stop,
 }

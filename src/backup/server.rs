@@ -6,7 +6,7 @@ use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::pg::control::ControlFile;
 use crate::pg::version::ServerVersion;
-use crate::pg::{Lsn, SegmentSize, SystemId, TimelineId};
+use crate::pg::{Lsn, SegmentSize, TimelineId};
 use crate::wire::{Conn, Rows};
 use std::path::Path;
 
@@ -51,12 +51,11 @@ const FACTS: &str = "SELECT version() AS version_text, pg_is_in_recovery() AS in
 pub fn ask(conn: &mut Conn) -> Result<Server> {
     let version = conn.server_version();
     let rows = conn.query(FACTS).map_err(|e| e.context("could not ask the server what it is"))?;
-    let system_id = number::<u64>(&rows, "system_identifier")?;
     Ok(Server {
         version,
         version_text: text(&rows, "version_text")?,
         identity: Identity {
-            system_id: SystemId(system_id),
+            system_id: number(&rows, "system_identifier")?,
             major: version.major(),
             segment_size: SegmentSize::new(number(&rows, "segment_size")?)?,
         },

@@ -30,22 +30,15 @@ pub fn of(data: &Path, tablespaces: &[Tablespace]) -> Result<Spec> {
 pub struct Placement {
     /// `--blind-restore`: plain directories below `pg_tblspc`.
     pub blind: bool,
-    /// `--restore-spec`: its `spec`, or `SOURCE` for the original places.
-    pub restore_spec: Option<RestoreSpec>,
+    /// `--restore-spec FILE`: its `spec`.
+    pub restore_spec: Option<Spec>,
     /// `--tablespace-mapping`: old location to new.
     pub mapping: Vec<(PathBuf, PathBuf)>,
 }
 
-/// The value of `--restore-spec`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum RestoreSpec {
-    /// Every tablespace to where it was.
-    Source,
-    /// Locations given by a file.
-    Given(Spec),
-}
-
-/// Decides where every tablespace of `spec` goes: its OID and directory. Empty for a blind restore.
+/// Decides where every tablespace of `spec` goes: its OID and directory. Empty for a blind restore. Without any
+/// wish a tablespace goes where it was; the restore refuses a place that is not empty, so on the host of the
+/// original nothing is overwritten.
 pub fn place(spec: &Spec, placement: &Placement) -> Result<BTreeMap<u32, PathBuf>> {
     let mut places = BTreeMap::new();
     if placement.blind {
@@ -78,16 +71,8 @@ fn place_one(oid: &str, spec: &Spec, placement: &Placement) -> Result<PathBuf> {
     if let Some((_, new)) = placement.mapping.iter().find(|(old, _)| old == was) {
         return Ok(new.clone());
     }
-    match &placement.restore_spec {
-        Some(RestoreSpec::Source) => Ok(was.to_path_buf()),
-        Some(RestoreSpec::Given(given)) if given.locations.contains_key(oid) => Ok(PathBuf::from(&given.locations[oid].loc)),
-        _ => Err(Error::new(Kind::Usage, format!("where shall tablespace {oid} go?"))
-            .detail(format!("It was in \"{}\".", was.display()))
-            .hint(
-                "Give --tablespace-mapping OLD=NEW for each tablespace, --restore-spec SOURCE for the original \
-                 places, --restore-spec FILE, or --blind-restore for plain directories below pg_tblspc.",
-            )),
-    }
+    let given = placement.restore_spec.as_ref().and_then(|spec| spec.locations.get(oid));
+    Ok(given.map_or(was.to_path_buf(), |space| PathBuf::from(&space.loc)))
 }
 
 #[cfg(test)]
@@ -110,19 +95,20 @@ mod tests {
     }
 
     #[test]
-    fn every_tablespace_needs_a_place() {
+    fn every_tablespace_gets_one_place() {
         let places = |placement: Placement| place(&spec(), &placement).map_err(|e| e.kind());
         let mapping = |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| (a.into(), b.into())).collect();
-        assert_eq!(places(Placement::default()), Err(Kind::Usage));
         assert_eq!(places(Placement { blind: true, ..Placement::default() }), Ok(BTreeMap::new()));
-        let source = Placement { restore_spec: Some(RestoreSpec::Source), ..Placement::default() };
+        let source = Placement::default();
         assert_eq!(places(source.clone()), Ok(BTreeMap::from([(16400, "/a b".into()), (16401, "/c".into())])));
         let moved = Placement { mapping: mapping(&[("/c", "/new=place")]), ..source.clone() };
         assert_eq!(places(moved).unwrap()[&16401], Path::new("/new=place"));
         for bad in [&[("/nowhere", "/x")][..], &[("/c", "relative")], &[("/c", "/a b/inside")], &[("/c", "/x/../y")]] {
             assert_eq!(places(Placement { mapping: mapping(bad), ..source.clone() }), Err(Kind::Usage), "{bad:?}");
         }
-        let only = Placement { mapping: mapping(&[("/c", "/x")]), ..Placement::default() };
-        assert_eq!(places(only), Err(Kind::Usage));
+        let mut given = spec();
+        given.locations.get_mut("16400").unwrap().loc = "/elsewhere".into();
+        let given = Placement { restore_spec: Some(given), ..Placement::default() };
+        assert_eq!(places(given).unwrap()[&16400], Path::new("/elsewhere"));
     }
 }

@@ -192,7 +192,7 @@ fn refuse_filled(root: &PathBuf) -> Result<()> {
         Some(_) if tree::is_empty_dir(root)? => Ok(()),
         Some(_) => Err(Error::new(Kind::Refused, format!("directory \"{}\" is not empty", root.display()))
             .detail("A restore never mixes with files that are there.")
-            .hint("Give a new directory, or move what is there away.")),
+            .hint("Give a new directory, or move what is there away; tablespaces: --tablespace-mapping OLD=NEW.")),
     }
 }
 

@@ -1,5 +1,15 @@
 //! `backup-fetch PGDATA NAME|LATEST`: a restored data directory, and what recovery needs to go on from there.
 
+use super::output::{Progress, human_bytes};
+use super::{BASE_RETRY, Context};
+use crate::archive::sentinel::Spec;
+use crate::backup::fetch::{self, Options};
+use crate::backup::recovery::{self, Settings, Start};
+use crate::backup::spec::Placement;
+use crate::config::{Group, SETTINGS, Setting};
+use crate::disk;
+use crate::error::{Error, Kind};
+use std::path::Path;
 use super::arguments::{optional_path, parsed, path, setting_option, text, usage};
 use crate::backup::recovery::{Target, checked_time};
 use crate::error::Result;
@@ -314,6 +324,128 @@ fn timeline(matches: &ArgMatches) -> Result<Option<String>> {
         _ => Err(usage(format!(
             "--target-timeline: {text:?} is neither latest nor current nor a timeline"
         ))),
+    }
+}
+
+/// Restores the backup and says how to go on.
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let archive = context.archive(BASE_RETRY)?;
+    let settings = settings(context, args)?;
+    let backup = archive.select(&args.name)?;
+    let options = Options {
+        threads: context.config.download_threads(),
+        placement: placement(&args.tablespaces)?,
+        waldir: args.waldir.clone(),
+        settings: settings.clone(),
+    };
+    log::info!("restoring {} into \"{}\"", backup.id, args.pgdata.display());
+    let progress = Progress::new(&context.screen, "restoring", 0);
+    let restored = fetch::fetch(&archive, &backup, &args.pgdata, &options, &progress, &context.stop);
+    progress.finish();
+    let restored = restored?;
+    log::info!(
+        "restored {} files ({}) that match the manifest; the directory is synced",
+        restored.files,
+        human_bytes(restored.bytes)
+    );
+    advise(args, &settings);
+    Ok(())
+}
+
+fn settings(context: &Context, args: &Args) -> Result<Settings> {
+    let start = match &args.recovery {
+        None => Start::Nothing,
+        Some(asked) => {
+            let recovery = recovery::Recovery {
+                restore_command: match &asked.restore_command {
+                    Some(command) => command.clone(),
+                    None => restore_command(context)?,
+                },
+                target: asked.target.clone(),
+                timeline: asked.timeline.clone(),
+                action: asked.action.clone(),
+                exclusive: asked.exclusive,
+            };
+            if asked.standby { Start::Standby(recovery) } else { Start::Recover(recovery) }
+        }
+    };
+    Ok(Settings { start, keep_archiving: args.keep_archiving, in_place_tablespaces: false })
+}
+
+fn placement(asked: &Tablespaces) -> Result<Placement> {
+    let restore_spec = match &asked.spec {
+        Some(RestoreSpec::File(path)) => {
+            let bytes = disk::read_small(path)?;
+            let spec: Spec = serde_json::from_slice(&bytes).map_err(|e| {
+                Error::new(Kind::Usage, format!("\"{}\" is not a restore specification", path.display()))
+                    .because(e)
+                    .hint("It has the form of the sentinel's spec; seawall backup-list NAME --detail --json shows it.")
+            })?;
+            Some(spec)
+        }
+        Some(RestoreSpec::Source) | None => None,
+    };
+    Ok(Placement { blind: asked.blind, restore_spec, mapping: asked.mapping.clone() })
+}
+
+/// The command by which the copy fetches its WAL: this program with the settings of this run. Secrets that only
+/// this process has cannot be written down.
+fn restore_command(context: &Context) -> Result<String> {
+    let program = std::env::current_exe()
+        .map_err(|e| Error::io("could not find the path of this program", e).hint("Give --restore-command."))?;
+    let mut words = Vec::new();
+    let mut secrets = Vec::new();
+    // The prefix and the key's name are among the options.
+    let told = ["prefix", "s3.access-key-id"];
+    let passing = |s: &&Setting| context.config.is_passing(s.env) && !told.contains(&s.key);
+    for setting in SETTINGS.iter().filter(|s| matches!(s.group, Group::Archive | Group::S3)).filter(passing) {
+        match context.config.given(setting.env) {
+            Some(_) if setting.secret => secrets.push(setting.env),
+            Some(value) => words.push(format!("{}={}", setting.env, shell_quoted(value))),
+            None => {}
+        }
+    }
+    if !words.is_empty() {
+        words.insert(0, "env".to_string());
+    }
+    words.push(shell_quoted(&path_text(&program)?));
+    words.extend(context.options.iter().map(|option| shell_quoted(option)));
+    let command = words.join(" ").replace('%', "%%");
+    if !secrets.is_empty() {
+        log::warn!(
+            "the server must be started with {} in its environment, or restore_command fails; an --envdir is better",
+            secrets.join(" and ")
+        );
+    }
+    Ok(format!("{command} wal-fetch \"%f\" \"%p\""))
+}
+
+fn path_text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_string).ok_or_else(|| {
+        Error::new(Kind::Refused, format!("the path {} is not UTF-8", path.display())).hint("Give --restore-command.")
+    })
+}
+
+/// A word for the shell that PostgreSQL runs; plain ones stay readable.
+fn shell_quoted(text: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"/._-:=@+,".contains(&b);
+    match !text.is_empty() && text.bytes().all(plain) {
+        true => text.to_string(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
+fn advise(args: &Args, settings: &Settings) {
+    if !settings.keep_archiving {
+        log::info!("archive_mode is off in the copy, so that it cannot write into the archive it came from");
+    }
+    match &settings.start {
+        Start::Nothing => log::info!(
+            "to use it: give it the WAL of its backup and start it; backup-fetch --recovery writes a restore_command"
+        ),
+        Start::Recover(_) | Start::Standby(_) => {
+            log::info!("start it with: pg_ctl -D \"{}\" start", args.pgdata.display());
+        }
     }
 }
 

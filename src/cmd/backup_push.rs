@@ -1,5 +1,10 @@
 //! `backup-push [PGDATA]`: a base backup, read from the data directory or streamed by the server.
 
+use super::output::{Progress, human_bytes};
+use super::{BASE_RETRY, Context};
+use crate::backup::push::{Job, Options, Taken};
+use crate::error::{Error, Kind};
+use crate::wire::{Conn, ConnectOptions};
 use super::arguments::{optional_path, setting_option, text, usage};
 use crate::config;
 use crate::error::Result;
@@ -163,6 +168,57 @@ fn has_password(conninfo: &str) -> bool {
         .rsplit_once('@')
         .is_some_and(|(user, _)| user.contains(':'));
     keyword || in_user_part
+}
+
+/// Takes the backup; `Kind::Findings` if it is complete but pages are bad.
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let archive = context.archive(BASE_RETRY)?;
+    let options = Options {
+        label: args.label.clone().unwrap_or_else(|| "seawall".to_string()),
+        threads: context.config.upload_threads(),
+        verify_checksums: args.verify_checksums,
+        rate_limit: context.config.rate_limit(),
+        wal_timeout: args.wal_timeout,
+    };
+    let progress = Progress::new(&context.screen, "backing up", 0);
+    let job = Job { archive: &archive, options: &options, progress: &progress, stop: &context.stop };
+    let taken = match &args.pgdata {
+        Some(data) if args.offline => job.offline(data),
+        Some(data) => job.local(&mut connect(context, args, false)?, data),
+        None => job.remote(&mut connect(context, args, true)?),
+    };
+    progress.finish();
+    report(&taken?)
+}
+
+fn connect(context: &Context, args: &Args, replication: bool) -> Result<Conn> {
+    let connection = &args.connection;
+    let info = context.config.conninfo(connection.conninfo.as_deref(), connection.overrides.clone())?;
+    for warning in &info.warnings {
+        log::warn!("{warning}");
+    }
+    let options = ConnectOptions { replication, application_name: "seawall".to_string(), statement_timeout: None };
+    Conn::connect(&info, &options, &context.stop)
+}
+
+fn report(taken: &Taken) -> Result<()> {
+    let details = taken.sentinel.details(&taken.id)?;
+    log::info!(
+        "backup {} is complete: {} in {} parts of {}, from {} to {}",
+        taken.id,
+        human_bytes(taken.sentinel.expanded_size_bytes),
+        details.parts.len(),
+        human_bytes(details.stored_bytes()),
+        details.start_lsn,
+        details.stop_lsn
+    );
+    let bad = &details.page_checksums;
+    if bad.bad_pages == 0 {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Findings, format!("{} pages have wrong checksums", bad.bad_pages))
+        .detail(format!("Backup {} is complete and holds them as they are: {}.", taken.id, bad.first_bad.join("; ")))
+        .hint("Keep older backups. Find the relations with pg_filenode_relation() and check the disk."))
 }
 
 #[cfg(test)]

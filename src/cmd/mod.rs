@@ -10,10 +10,14 @@ pub mod output;
 pub mod wal_fetch;
 pub mod wal_push;
 
+use crate::archive::Archive;
+use crate::archive::state::State;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::store;
 use crate::work::stop::Stop;
 use clap::{ArgMatches, Command};
+use std::time::Duration;
 
 /// What every verb works with.
 #[derive(Clone, Debug)]
@@ -29,6 +33,28 @@ pub struct Context {
     pub options: Vec<String>,
 }
 
+/// How long PostgreSQL waits for one WAL file while the store does not answer.
+pub const WAL_RETRY: Duration = Duration::from_secs(60);
+/// How long a backup or restore, which is long anyway, goes on trying.
+pub const BASE_RETRY: Duration = Duration::from_secs(600);
+
+impl Context {
+    /// The archive of this run; asks nothing of the store yet. A verb can do without memory of earlier runs, so a
+    /// state directory that cannot be used is a warning.
+    pub fn archive(&self, retry_default: Duration) -> Result<Archive> {
+        let options = self.config.store_options(retry_default, &self.stop)?;
+        let state = match self.config.state_dir() {
+            Ok(directory) => State::in_directory(directory),
+            Err(e) if e.kind() == Kind::Config => return Err(e),
+            Err(e) => {
+                log::warn!("going on without a state directory: {}", e.one_line());
+                State::none()
+            }
+        };
+        Ok(Archive { store: store::open(&options)?, compression: self.config.compression()?, state })
+    }
+}
+
 /// The verbs' command lines, in the order of the manual.
 pub fn commands() -> Vec<Command> {
     vec![
@@ -42,9 +68,27 @@ pub fn commands() -> Vec<Command> {
 }
 
 /// Does what was asked for.
-pub fn run(_context: &Context, verb: &str, _matches: &ArgMatches) -> Result<()> {
-    Err(Error::new(
-        Kind::Bug,
-        format!("the verb {verb} has no code"),
-    ))
+pub fn run(context: &Context, verb: &str, matches: &ArgMatches) -> Result<()> {
+    match verb {
+        "wal-push" => wal_push::run(context, &wal_push::args(matches)?),
+        "wal-fetch" => wal_fetch::run(context, &wal_fetch::args(matches)?),
+        "backup-push" => backup_push::run(context, &backup_push::args(matches)?),
+        "backup-fetch" => backup_fetch::run(context, &backup_fetch::args(matches)?),
+        "backup-list" => backup_list::run(context, &backup_list::args(matches)?),
+        _ => Err(Error::new(Kind::Bug, format!("the verb {verb} has no code"))),
+    }
+}
+
+/// pg_control of the cluster that a WAL file belongs to: of the current directory, where PostgreSQL runs its
+/// commands, or of the directory above the file's. `None` if neither is a data directory.
+fn cluster_of(file: &std::path::Path) -> Result<Option<crate::pg::control::ControlFile>> {
+    let above = file.parent().and_then(|directory| directory.parent());
+    for data in [Some(std::path::Path::new(".")), above].into_iter().flatten() {
+        let data = if data.as_os_str().is_empty() { std::path::Path::new(".") } else { data };
+        match crate::backup::server::control_file(data) {
+            Err(e) if e.kind() == Kind::Missing => {}
+            other => return other.map(Some),
+        }
+    }
+    Ok(None)
 }

@@ -23,6 +23,14 @@ pub fn print(text: &str) -> Result<()> {
     }
 }
 
+/// Copies a file to standard output. Half of it is a failure, even when the reader closed the pipe.
+pub fn print_file(file: &mut crate::disk::File) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    std::io::copy(file, &mut out)
+        .and_then(|_| out.flush())
+        .map_err(|e| Error::io("could not write to standard output", e))
+}
+
 /// Prints a JSON document, indented, with a line end.
 pub fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value)
@@ -161,6 +169,16 @@ pub struct Progress {
     total: AtomicU64,
     started: Instant,
     next_ms: AtomicU64,
+}
+
+impl crate::backup::progress::Progress for Progress {
+    fn expect(&self, bytes: u64) {
+        self.set_total(bytes);
+    }
+
+    fn add(&self, bytes: u64) {
+        Progress::add(self, bytes);
+    }
 }
 
 impl Progress {

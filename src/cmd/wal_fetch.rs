@@ -1,5 +1,13 @@
 //! `wal-fetch NAME DEST`: what `restore_command` runs. Its exit codes are PostgreSQL's to read.
 
+use super::output::print_file;
+use super::{Context, WAL_RETRY, cluster_of};
+use crate::work::stop::Stop;
+use crate::archive::wal::{Expect, Fetched, HolePolicy};
+use crate::disk;
+use crate::disk::durable::{NewFile, Publish};
+use std::io::{Seek, Write};
+use std::path::Path;
 use super::arguments::{path, setting_option, text, word};
 use crate::error::{Error, Kind, Result};
 use crate::pg::WalName;
@@ -129,4 +137,115 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
             _ => OnOutage::Auto,
         },
     })
+}
+
+/// Delivers the file, or fails with `Kind::Absent` when the end of WAL is proven.
+pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let result = fetch(context, args);
+    // Nothing but the whole proof may look like the end of WAL.
+    result.or_else(|e| if e.kind() == Kind::Absent { Err(e) } else { Err(on_outage(args, e)?) })
+}
+
+fn fetch(context: &Context, args: &Args) -> Result<()> {
+    let archive = context.archive(WAL_RETRY)?;
+    let near = match &args.dest {
+        Dest::File(path) => path.as_path(),
+        Dest::Stdout => Path::new(""),
+    };
+    let cluster = cluster_of(near)?;
+    let expect = Expect {
+        system_id: cluster.as_ref().map(|control| control.system_id),
+        segment_size: cluster.as_ref().map(|control| control.segment_size),
+    };
+    let policy = match args.on_hole {
+        OnHole::Abort => HolePolicy::Abort,
+        OnHole::Absent => HolePolicy::Absent,
+    };
+    let fetched = match &args.dest {
+        Dest::File(path) => {
+            let mut file = NewFile::create(path, 0o600).map_err(not_absent)?;
+            let fetched = archive.get_wal(args.name, &mut Stoppable(&mut file, &context.stop), expect, policy)?;
+            if matches!(fetched, Fetched::Delivered(_)) {
+                context.stop.check()?;
+                file.publish(Publish::Replace).map_err(not_absent)?;
+            }
+            fetched
+        }
+        Dest::Stdout => {
+            // Checked as a whole before the first byte leaves: a pipe cannot take anything back.
+            let room = archive.state.directory().map_or(Path::new("/tmp"), |directory| directory.as_path());
+            let mut file = disk::hidden_temp(room).map_err(not_absent)?;
+            let fetched = archive.get_wal(args.name, &mut Stoppable(&mut file, &context.stop), expect, policy)?;
+            if matches!(fetched, Fetched::Delivered(_)) {
+                file.rewind().map_err(|e| Error::io("could not read the temporary file", e))?;
+                print_file(&mut file)?;
+            }
+            fetched
+        }
+    };
+    match fetched {
+        Fetched::Delivered(bytes) => {
+            log::info!("fetched {} ({bytes} bytes) from {}", args.name, archive.store.location());
+            Ok(())
+        }
+        Fetched::Absent(proof) => Err(Error::new(Kind::Absent, proof)),
+    }
+}
+
+/// On a standby an outage of a segment may look like the end of WAL: it asks again for ever. Elsewhere, and for a
+/// history file anywhere, recovery must stop.
+fn on_outage(args: &Args, error: Error) -> Result<Error> {
+    if !matches!(error.kind(), Kind::Transient | Kind::Unavailable) {
+        return Ok(error);
+    }
+    let absent = match args.on_outage {
+        OnOutage::Abort => false,
+        OnOutage::Absent => true,
+        OnOutage::Auto => matches!(args.name, WalName::Segment(_)) && is_standby(&args.dest)?,
+    };
+    if !absent {
+        return Ok(error);
+    }
+    log::error!("{}", error.one_line());
+    Ok(Error::new(Kind::Absent, format!("{} could not be asked for; the server is told that it is absent", args.name)))
+}
+
+/// Whether the data directory, above DEST or the current one, is a standby's and not in a targeted recovery.
+fn is_standby(dest: &Dest) -> Result<bool> {
+    let above = match dest {
+        Dest::File(path) => path.parent().and_then(|directory| directory.parent()),
+        Dest::Stdout => None,
+    };
+    for data in [Some(Path::new(".")), above].into_iter().flatten() {
+        let there = |name: &str| disk::stat(&data.join(name)).map(|stat| stat.is_some());
+        if there("recovery.signal")? {
+            return Ok(false);
+        }
+        if there("standby.signal")? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// A destination directory that is not there is a failure of this host, not of the archive.
+fn not_absent(error: Error) -> Error {
+    match error.kind() {
+        Kind::Missing => error.with_kind(Kind::Io),
+        _ => error,
+    }
+}
+
+/// A writer that a signal ends.
+struct Stoppable<'a, W>(&'a mut W, &'a Stop);
+
+impl<W: Write> Write for Stoppable<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.1.check()?;
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }

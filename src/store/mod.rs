@@ -12,6 +12,10 @@
 
 use crate::error::{Error, Kind, Result};
 use crate::pg::timestamp::Timestamp;
+use crate::work::stop::Stop;
+use file::FileStore;
+use retry::Retry;
+use s3::S3;
 use std::fmt;
 use std::io::Read;
 
@@ -22,6 +26,7 @@ pub mod mem;
 mod pieces;
 mod prefix;
 pub mod retry;
+pub mod s3;
 #[doc(hidden)]
 pub mod suite;
 
@@ -98,6 +103,29 @@ pub struct Body {
     pub reader: Box<dyn Read + Send>,
 }
 
+/// What `open` needs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the archive is.
+    pub prefix: Prefix,
+    /// How to use S3, if it is there.
+    pub s3: s3::Options,
+    /// How patient to be.
+    pub retry: retry::Policy,
+    /// What ends the pauses between two tries.
+    pub stop: Stop,
+}
+
+/// The store of a prefix, behind its retries. Nothing is asked of it yet. The one place that names all backends.
+pub fn open(options: &Options) -> Result<Box<dyn Store>> {
+    let backend: Box<dyn Store> = match &options.prefix {
+        Prefix::File(root) => Box::new(FileStore::new(root)),
+        Prefix::S3 { bucket, path } => Box::new(S3::new(bucket, path, &options.s3)?),
+    };
+    let stop = options.stop.clone();
+    Ok(Box::new(Retry::new(backend, options.retry, stop)))
+}
+
 /// Keys and bytes. Every method may be called from many threads.
 pub trait Store: Send + Sync {
     /// Where this is, without secrets, as in `s3://bucket/path` or `file:///dir`.
@@ -153,4 +181,26 @@ pub trait Upload: Send + Sync {
     /// only after a `Kind::Transient` error; a backend that knows it had finished then answers `Ok` again, and
     /// one whose store no longer knows the upload answers `Kind::Missing`.
     fn finish(&self, pieces: u32, size: u64) -> Result<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_prefix_opens_its_store() {
+        for text in ["file:///srv/none", "s3://bucket/path"] {
+            let options = Options {
+                prefix: Prefix::parse(text).unwrap(),
+                s3: s3::Options::default(),
+                retry: retry::Policy {
+                    total: Duration::ZERO,
+                    request_idle: Duration::from_secs(1),
+                },
+                stop: Stop::new(),
+            };
+            assert_eq!(open(&options).unwrap().location(), text);
+        }
+    }
 }

@@ -1,0 +1,733 @@
+//! HTTP for S3 and its credential services, over ureq: a pool of kept-alive connections, TLS with ring, and a
+//! clock that measures silence, not duration.
+//!
+//! * H1 A request that makes no progress for the idle time is cut, while sending, while waiting and within the body;
+//!   a slow one that moves is not.
+//! * H2 A kept-alive connection that turns out dead before the first byte of an answer is replaced once, silently.
+//!   Nothing else is retried here.
+//! * H3 Certificates are loaded with the first https request, not before: they cost milliseconds.
+//! * H4 Nothing is taken from the environment: no proxy, unless it is given.
+
+use super::error;
+use crate::disk;
+use crate::error::{Error, Kind, Result};
+use std::fmt;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use ureq::http;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{
+    Buffers, ConnectProxyConnector, ConnectionDetails, Connector, NextTimeout, RustlsConnector,
+    TcpConnector, Transport,
+};
+use ureq::{Agent, Proxy};
+
+/// How long a kept-alive connection may wait for its next request. Servers close after 5 to 60 s; a dead one
+/// costs one more connection, so this need not be exact.
+const IDLE_CONNECTION_MAX: Duration = Duration::from_secs(15);
+
+/// How to reach servers.
+#[derive(Clone)]
+pub struct HttpOptions {
+    /// Longest silence within a request.
+    pub request_timeout: Duration,
+    /// Longest time for name resolution, and again for TCP and TLS together.
+    pub connect_timeout: Duration,
+    /// `http://[user:password@]host:port`, or none.
+    pub proxy: Option<String>,
+    /// PEM file whose certificates alone are trusted; the system's if none.
+    pub ca_file: Option<PathBuf>,
+    /// Where the system's certificates are, if not in the usual place (SSL_CERT_FILE).
+    pub system_certs_file: Option<PathBuf>,
+    /// The same as a directory (SSL_CERT_DIR).
+    pub system_certs_dir: Option<PathBuf>,
+    /// How many threads send requests: as many connections are kept.
+    pub connections: usize,
+}
+
+/// One request. The body is borrowed: nothing copies it.
+pub struct Call<'a> {
+    /// GET, PUT…
+    pub method: &'a str,
+    /// The whole URL, encoded.
+    pub url: &'a str,
+    /// Headers; Host, Content-Length and User-Agent come by themselves.
+    pub headers: &'a [(&'a str, &'a str)],
+    /// The body; its length is sent as Content-Length.
+    pub body: Option<&'a [u8]>,
+    /// For services of the own machine or host (instance metadata): no proxy, and this patience instead.
+    pub local: Option<Duration>,
+}
+
+/// The head of an answer, any status, with its body still to be read.
+pub struct Answer {
+    /// 200…
+    pub status: u16,
+    /// Headers.
+    pub headers: http::HeaderMap,
+    body: ureq::Body,
+    origin: String,
+}
+
+impl Answer {
+    /// A header as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Content-Length, if there is one.
+    pub fn length(&self) -> Option<u64> {
+        self.header("content-length")?.parse().ok()
+    }
+
+    /// The body as a reader; its errors are already ours.
+    pub fn into_reader(self) -> BodyReader {
+        BodyReader {
+            inner: self.body.into_with_config().limit(u64::MAX).reader(),
+            origin: self.origin,
+        }
+    }
+
+    /// The whole body as text, at most `max` bytes. Reading to the end gives the connection back to the pool.
+    pub fn text(self, max: u64) -> Result<String> {
+        let origin = self.origin.clone();
+        let mut bytes = Vec::new();
+        self.into_reader()
+            .take(max + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| crate::error::from_io("could not read an answer", e))?;
+        if bytes.len() as u64 > max {
+            let message = format!("{origin} answered with more than {max} bytes");
+            return Err(Error::new(Kind::Unavailable, message));
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+/// A body being received.
+pub struct BodyReader {
+    inner: ureq::BodyReader<'static>,
+    origin: String,
+}
+
+impl Read for BodyReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.inner.read(buffer).map_err(|cause| {
+            let cause = ureq::Error::from(cause);
+            error::transport(&self.origin, "while its answer was read", cause).into()
+        })
+    }
+}
+
+/// The client. Shared by all threads.
+pub struct Http {
+    options: HttpOptions,
+    /// Made when first needed. A mutex because making the second one can fail, which `OnceLock` cannot express.
+    plain: Mutex<Option<Agent>>,
+    tls: Mutex<Option<Agent>>,
+}
+
+impl Http {
+    /// Checks the proxy; opens nothing and reads nothing.
+    pub fn new(options: HttpOptions) -> Result<Http> {
+        if let Some(proxy) = &options.proxy {
+            parse_proxy(proxy)?;
+        }
+        Ok(Http {
+            options,
+            plain: Mutex::new(None),
+            tls: Mutex::new(None),
+        })
+    }
+
+    /// Sends a request and returns the head of the answer, whatever its status.
+    pub fn send(&self, call: &Call<'_>) -> Result<Answer> {
+        let agent = self.agent(call.url)?;
+        let origin = origin_of(call.url).to_string();
+        let failed = |cause| error::transport(&origin, "before it answered", cause);
+        let mut outcome = self.try_once(&agent, call, IDLE_CONNECTION_MAX)?;
+        if matches!(&outcome, Err(ureq::Error::Other(cause)) if cause.is::<Stale>()) {
+            outcome = self.try_once(&agent, call, Duration::ZERO)?;
+        }
+        let (head, body) = outcome.map_err(failed)?.into_parts();
+        Ok(Answer {
+            status: head.status.as_u16(),
+            headers: head.headers,
+            body,
+            origin,
+        })
+    }
+
+    fn try_once(
+        &self,
+        agent: &Agent,
+        call: &Call<'_>,
+        connection_age_max: Duration,
+    ) -> Result<std::result::Result<http::Response<ureq::Body>, ureq::Error>> {
+        let mut request = http::Request::builder().method(call.method).uri(call.url);
+        for (name, value) in call.headers {
+            request = request.header(*name, *value);
+        }
+        let refused = |cause: http::Error| {
+            let what = format!("could not make a request to {}", origin_of(call.url));
+            Error::new(Kind::Config, what).because(cause)
+        };
+        Ok(match call.body {
+            Some(body) => {
+                let request = request.body(body).map_err(refused)?;
+                agent.run(self.configure(agent, request, call, connection_age_max))
+            }
+            None => {
+                let request = request.body(()).map_err(refused)?;
+                agent.run(self.configure(agent, request, call, connection_age_max))
+            }
+        })
+    }
+
+    fn configure<B: ureq::AsSendBody>(
+        &self,
+        agent: &Agent,
+        request: http::Request<B>,
+        call: &Call<'_>,
+        connection_age_max: Duration,
+    ) -> http::Request<B> {
+        let config = agent
+            .configure_request(request)
+            .max_idle_age(connection_age_max);
+        match call.local {
+            None => config.build(),
+            Some(patience) => config
+                .proxy(None)
+                .timeout_connect(Some(patience))
+                .timeout_per_read(Some(patience))
+                .timeout_per_write(Some(patience))
+                .build(),
+        }
+    }
+
+    fn agent(&self, url: &str) -> Result<Agent> {
+        // A proxy that is itself reached by TLS needs certificates for plain targets too.
+        let proxy_tls = self.options.proxy.as_deref().is_some_and(is_https);
+        let tls = is_https(url) || proxy_tls;
+        let slot = if tls { &self.tls } else { &self.plain };
+        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = &*slot {
+            return Ok(agent.clone());
+        }
+        let roots = if tls { self.roots()? } else { Vec::new() };
+        Ok(slot.insert(self.new_agent(roots)?).clone())
+    }
+
+    fn new_agent(&self, roots: Vec<Certificate<'static>>) -> Result<Agent> {
+        let tls = TlsConfig::builder()
+            .provider(TlsProvider::Rustls)
+            .root_certs(RootCerts::Specific(Arc::new(roots)))
+            .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .build();
+        let proxy = self.options.proxy.as_deref().map(parse_proxy).transpose()?;
+        let idle = Some(self.options.request_timeout);
+        let connections = self.options.connections.max(1);
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("seawall/", env!("CARGO_PKG_VERSION")))
+            .accept("")
+            .accept_encoding("identity")
+            .proxy(proxy)
+            .timeout_resolve(Some(self.options.connect_timeout))
+            .timeout_connect(Some(self.options.connect_timeout))
+            .timeout_per_read(idle)
+            .timeout_per_write(idle)
+            .max_idle_connections(connections * 2)
+            .max_idle_connections_per_host(connections)
+            .max_idle_age(IDLE_CONNECTION_MAX)
+            .tls_config(tls)
+            .build();
+        let connector =
+            ().chain(ConnectProxyConnector::default())
+                .chain(TcpConnector::default())
+                .chain(RustlsConnector::default())
+                .chain(Track);
+        Ok(Agent::with_parts(
+            config,
+            connector,
+            DefaultResolver::default(),
+        ))
+    }
+
+    fn roots(&self) -> Result<Vec<Certificate<'static>>> {
+        if let Some(path) = &self.options.ca_file {
+            return certificates_of(path);
+        }
+        let (file, dir) = (
+            self.options.system_certs_file.as_deref(),
+            self.options.system_certs_dir.as_deref(),
+        );
+        let found = match (file, dir) {
+            (None, None) => rustls_native_certs::load_native_certs(),
+            _ => rustls_native_certs::load_certs_from_paths(file, dir),
+        };
+        if found.certs.is_empty() {
+            let error = Error::new(Kind::Config, "could not find the system's certificates")
+                .hint("Install the package ca-certificates, or set SEAWALL_S3_CA_FILE.");
+            return Err(match found.errors.into_iter().next() {
+                Some(cause) => error.because(cause),
+                None => error,
+            });
+        }
+        for error in &found.errors {
+            log::warn!("a system certificate could not be read: {error}");
+        }
+        Ok(found
+            .certs
+            .iter()
+            .map(|c| Certificate::from_der(c).to_owned())
+            .collect())
+    }
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The proxy may hold a password.
+        f.debug_struct("Http").finish_non_exhaustive()
+    }
+}
+
+fn is_https(url: &str) -> bool {
+    url.starts_with("https://")
+}
+
+/// `scheme://host:port` of a URL.
+pub fn origin_of(url: &str) -> &str {
+    let start = url.find("://").map_or(0, |at| at + 3);
+    match url[start..].find(['/', '?']) {
+        Some(end) => &url[..start + end],
+        None => url,
+    }
+}
+
+fn parse_proxy(text: &str) -> Result<Proxy> {
+    let known = text.starts_with("http://") || text.starts_with("https://");
+    let parsed = known.then(|| Proxy::new(text).ok()).flatten();
+    // The text is not shown: it may hold a password.
+    parsed.ok_or_else(|| {
+        Error::new(Kind::Config, "the proxy is not a URL that can be used")
+            .hint("Give it as http://host:port; SOCKS is not supported.")
+    })
+}
+
+/// The certificates of a PEM file.
+fn certificates_of(path: &Path) -> Result<Vec<Certificate<'static>>> {
+    let bytes = disk::read_small(path).map_err(|e| e.with_kind(Kind::Config))?;
+    let mut found = Vec::new();
+    for item in ureq::tls::parse_pem(&bytes) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => found.push(certificate),
+            Ok(_) => {}
+            Err(cause) => {
+                let message = format!("could not read the certificates in {path:?}");
+                return Err(Error::new(Kind::Config, message).because(cause));
+            }
+        }
+    }
+    if found.is_empty() {
+        let message = format!("there is no certificate in {path:?}");
+        return Err(Error::new(Kind::Config, message).hint("Give a PEM file of CA certificates."));
+    }
+    Ok(found)
+}
+
+/// A kept-alive connection was dead before the server said anything.
+#[derive(Debug)]
+struct Stale(ureq::Error);
+
+impl fmt::Display for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a kept connection was closed: {}", self.0)
+    }
+}
+
+impl std::error::Error for Stale {}
+
+/// Puts `Tracked` around every new connection.
+#[derive(Debug)]
+struct Track;
+
+impl<In: Transport> Connector<In> for Track {
+    type Out = Tracked<In>;
+
+    fn connect(
+        &self,
+        _: &ConnectionDetails<'_>,
+        chained: Option<In>,
+    ) -> std::result::Result<Option<Self::Out>, ureq::Error> {
+        Ok(chained.map(|inner| Tracked {
+            inner,
+            reused: false,
+            heard: false,
+            cut: Cut::No,
+        }))
+    }
+}
+
+/// A connection that knows whether it was used before and whether the server has answered this request.
+#[derive(Debug)]
+struct Tracked<T> {
+    inner: T,
+    /// It came back from the pool.
+    reused: bool,
+    /// The server sent something for this request.
+    heard: bool,
+    cut: Cut,
+}
+
+/// A server may refuse a large body before it has read it: it answers and closes. The answer says why, the failed
+/// write does not, so the rest of the body is swallowed and the answer is read.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Cut {
+    No,
+    AnswerWaits,
+    AnswerRead,
+}
+
+impl<T: Transport> Tracked<T> {
+    fn verdict(&self, cause: ureq::Error) -> ureq::Error {
+        match cause {
+            ureq::Error::Io(_) if self.reused && !self.heard => {
+                ureq::Error::Other(Box::new(Stale(cause)))
+            }
+            other => other,
+        }
+    }
+}
+
+impl<T: Transport> Transport for Tracked<T> {
+    fn buffers(&mut self) -> &mut dyn Buffers {
+        self.inner.buffers()
+    }
+
+    fn transmit_output(
+        &mut self,
+        amount: usize,
+        timeout: NextTimeout,
+    ) -> std::result::Result<(), ureq::Error> {
+        if self.cut != Cut::No {
+            return Ok(());
+        }
+        match self.inner.transmit_output(amount, timeout) {
+            Err(cause @ ureq::Error::Io(_)) => match self.inner.await_input(timeout) {
+                Ok(true) => {
+                    self.heard = true;
+                    self.cut = Cut::AnswerWaits;
+                    Ok(())
+                }
+                _ => Err(self.verdict(cause)),
+            },
+            other => other,
+        }
+    }
+
+    fn await_input(&mut self, timeout: NextTimeout) -> std::result::Result<bool, ureq::Error> {
+        if self.cut == Cut::AnswerWaits {
+            self.cut = Cut::AnswerRead;
+            return Ok(true);
+        }
+        match self.inner.await_input(timeout) {
+            Ok(true) => {
+                self.heard = true;
+                Ok(true)
+            }
+            Ok(false) if self.reused && !self.heard => {
+                let cause = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+                Err(self.verdict(cause.into()))
+            }
+            Ok(false) => Ok(false),
+            Err(cause) => Err(self.verdict(cause)),
+        }
+    }
+
+    fn is_open(&mut self) -> bool {
+        // Asked when a request is done and again before the next one begins.
+        self.reused = true;
+        self.heard = false;
+        self.cut == Cut::No && self.inner.is_open()
+    }
+
+    fn is_tls(&self) -> bool {
+        self.inner.is_tls()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::script::{Act, answer, serve};
+    use super::*;
+    use std::io::Write;
+
+    const IDLE: Duration = Duration::from_millis(400);
+
+    fn client(ca_file: Option<PathBuf>) -> Http {
+        Http::new(HttpOptions {
+            request_timeout: IDLE,
+            connect_timeout: Duration::from_secs(5),
+            proxy: None,
+            ca_file,
+            system_certs_file: None,
+            system_certs_dir: None,
+            connections: 2,
+        })
+        .unwrap()
+    }
+
+    fn send(http: &Http, url: &str, body: Option<&[u8]>) -> Result<Answer> {
+        http.send(&Call {
+            method: if body.is_some() { "PUT" } else { "GET" },
+            url,
+            headers: &[],
+            body,
+            local: None,
+        })
+    }
+
+    fn text(http: &Http, url: &str) -> Result<String> {
+        send(http, url, None)?.text(1000)
+    }
+
+    #[test]
+    fn faults_of_a_connection_may_pass() {
+        let part = "HTTP/1.1 200 X\r\ncontent-length: 10\r\n\r\n12345";
+        let rows: [(&str, Act, &str); 7] = [
+            (
+                "silence",
+                Act::SayAndHang(String::new()),
+                "made no progress",
+            ),
+            (
+                "silence within the body",
+                Act::SayAndHang(part.into()),
+                "made no progress",
+            ),
+            (
+                "silence within the head",
+                Act::SayAndHang("HTTP/1.1 2".into()),
+                "made no progress",
+            ),
+            ("closed", Act::Close, "failed"),
+            (
+                "closed within the head",
+                Act::SayAndClose("HTTP/1.1 200 X\r\nct: 1".into()),
+                "failed",
+            ),
+            ("a short body", Act::SayAndClose(part.into()), "failed"),
+            (
+                "another protocol",
+                Act::SayAndClose("SSH-2.0-OpenSSH_9.2\r\n\r\n".into()),
+                "HTTP",
+            ),
+        ];
+        for (name, act, wanted) in rows {
+            let server = serve(vec![act]);
+            let error = text(&client(None), &server.url).expect_err(name);
+            assert_eq!(error.kind(), Kind::Transient, "{name}: {error}");
+            assert!(error.message().contains(wanted), "{name}: {error}");
+            assert_eq!(
+                server.lines().len(),
+                1,
+                "{name}: nothing is retried on a fresh connection"
+            );
+        }
+    }
+
+    #[test]
+    fn a_slow_answer_that_moves_is_not_cut() {
+        let mut parts = vec!["HTTP/1.1 200 X\r\ncontent-length: 12\r\n\r\n".to_string()];
+        parts.extend((0..6).map(|_| "ab".to_string()));
+        let server = serve(vec![Act::Drip(parts, IDLE / 4)]);
+        assert_eq!(text(&client(None), &server.url).unwrap(), "abababababab");
+    }
+
+    #[test]
+    fn nobody_listens() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let error = text(&client(None), &url).unwrap_err();
+        assert_eq!(error.kind(), Kind::Transient, "{error}");
+        assert!(
+            error.message().starts_with("could not reach http://127."),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_name_that_nobody_knows() {
+        let error = text(&client(None), "http://seawall.invalid/").unwrap_err();
+        assert_eq!(error.kind(), Kind::Transient, "{error}");
+        assert!(error.message().contains("could not reach"), "{error}");
+    }
+
+    #[test]
+    fn a_dead_kept_connection_is_replaced_once() {
+        let ok = || Act::Say(answer(200, "", "fine"));
+        let server = serve(vec![ok(), Act::Close, ok()]);
+        let http = client(None);
+        assert_eq!(text(&http, &server.url).unwrap(), "fine");
+        // The second request meets a connection that dies, the third act answers it.
+        assert_eq!(text(&http, &server.url).unwrap(), "fine");
+        assert_eq!(server.lines().len(), 3);
+
+        let server = serve(vec![ok(), Act::Close, Act::Close, ok()]);
+        let http = client(None);
+        text(&http, &server.url).unwrap();
+        let error = text(&http, &server.url).unwrap_err();
+        assert_eq!(error.kind(), Kind::Transient, "only once: {error}");
+        assert_eq!(server.lines().len(), 3);
+    }
+
+    #[test]
+    fn a_request_that_was_answered_is_not_repeated() {
+        let part = "HTTP/1.1 200 X\r\ncontent-length: 10\r\n\r\n12345";
+        let server = serve(vec![
+            Act::Say(answer(200, "", "fine")),
+            Act::SayAndClose(part.into()),
+        ]);
+        let http = client(None);
+        text(&http, &server.url).unwrap();
+        assert_eq!(
+            text(&http, &server.url).unwrap_err().kind(),
+            Kind::Transient
+        );
+        assert_eq!(server.lines().len(), 2);
+    }
+
+    #[test]
+    fn connections_are_kept() {
+        let acts = (0..5).map(|_| Act::Say(answer(200, "", "fine"))).collect();
+        let server = serve(acts);
+        let http = client(None);
+        for _ in 0..5 {
+            let answer = send(&http, &server.url, Some(b"body")).unwrap();
+            answer.text(10).unwrap();
+        }
+        assert!(server.seen().iter().all(|seen| seen.body == b"body"));
+        assert_eq!((server.lines().len(), server.connections()), (5, 1));
+    }
+
+    #[test]
+    fn a_refusal_of_a_large_body_is_read() {
+        let server = serve(vec![Act::RefuseBody(answer(
+            403,
+            "connection: close\r\n",
+            "no",
+        ))]);
+        let body = vec![7u8; 64 << 20];
+        let answer = send(&client(None), &server.url, Some(&body)).unwrap();
+        assert_eq!(answer.status, 403);
+        assert_eq!(answer.text(10).unwrap(), "no");
+    }
+
+    #[test]
+    fn redirects_are_answers() {
+        let server = serve(vec![Act::Say(answer(
+            301,
+            "location: http://127.0.0.1:1/\r\n",
+            "",
+        ))]);
+        assert_eq!(send(&client(None), &server.url, None).unwrap().status, 301);
+    }
+
+    #[test]
+    fn a_body_larger_than_its_bound_is_refused() {
+        let server = serve(vec![Act::Say(answer(200, "", &"x".repeat(1001)))]);
+        let error = text(&client(None), &server.url).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn a_proxy_is_checked_and_not_shown() {
+        for proxy in ["socks5://u:geheim@h:1", "u:geheim@h", "http://u:geheim@"] {
+            let mut options = client(None).options;
+            options.proxy = Some(proxy.into());
+            let error = Http::new(options).unwrap_err();
+            assert_eq!(error.kind(), Kind::Config);
+            assert!(!error.to_string().contains("geheim"), "{error}");
+        }
+    }
+
+    /// A server with a certificate that no system knows, and the certificate's file.
+    fn tls_server(dir: &Path) -> (String, PathBuf) {
+        let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_string()]).unwrap();
+        let file = dir.join("ca.pem");
+        std::fs::write(&file, made.cert.pem()).unwrap();
+        let key =
+            rustls_pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let tls = rustls::ServerConnection::new(config.clone()).unwrap();
+                let mut stream = rustls::StreamOwned::new(tls, stream);
+                let mut bytes = [0; 4096];
+                if stream.read(&mut bytes).is_ok() {
+                    let _ = stream.write_all(answer(200, "", "secret").as_bytes());
+                    let _ = stream.flush();
+                }
+            }
+        });
+        (url, file)
+    }
+
+    #[test]
+    fn certificates_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let (url, ca_file) = tls_server(dir.path());
+        let (_, other_file) = {
+            let other = dir.path().join("other");
+            std::fs::create_dir(&other).unwrap();
+            tls_server(&other)
+        };
+        assert_eq!(
+            text(&client(Some(ca_file.clone())), &url).unwrap(),
+            "secret"
+        );
+        let error = text(&client(Some(other_file)), &url).unwrap_err();
+        assert_eq!(error.kind(), Kind::Unavailable, "{error}");
+        assert!(
+            error.hint_text().unwrap().contains("SEAWALL_S3_CA_FILE"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn certificate_files_that_are_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("x.pem");
+        assert_eq!(certificates_of(&file).unwrap_err().kind(), Kind::Config);
+        std::fs::write(&file, "no certificate").unwrap();
+        assert_eq!(certificates_of(&file).unwrap_err().kind(), Kind::Config);
+    }
+
+    #[test]
+    fn origins() {
+        let rows = [
+            ("https://h:1/a?b", "https://h:1"),
+            ("http://h", "http://h"),
+            ("http://h?x", "http://h"),
+        ];
+        for (url, wanted) in rows {
+            assert_eq!(origin_of(url), wanted);
+        }
+    }
+}
