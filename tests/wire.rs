@@ -132,7 +132,7 @@ fn file(scratch: &Scratch, name: &str, text: &str) -> PathBuf {
 }
 
 #[test]
-fn every_login_in_every_mode_ends_as_with_libpq() {
+fn matrix_every_login_in_every_mode_ends_as_with_libpq() {
     let scratch = Scratch::new();
     let ca = Ca::new("authority of the test");
     let cluster = guarded(&scratch, &ca);
@@ -387,7 +387,7 @@ fn channel_binding_is_used_and_can_be_required() {
 }
 
 #[test]
-fn rows_are_those_that_another_client_reads() {
+fn matrix_rows_are_those_that_another_client_reads() {
     let scratch = Scratch::new();
     let cluster = Cluster::builder(&scratch, "plain").start();
     let mut conn = connect(&over_socket(&cluster)).expect("a session");
@@ -569,7 +569,7 @@ fn a_silent_server_ends_by_stop_and_by_timeout() {
 }
 
 #[test]
-fn the_wanted_sort_of_server_is_found() {
+fn matrix_the_wanted_sort_of_server_is_found() {
     let scratch = Scratch::new();
     let primary = Cluster::builder(&scratch, "primary").start();
     let fast = BackupRequest {
@@ -710,7 +710,7 @@ fn verify(base: &Path, manifest: &[u8]) {
 }
 
 #[test]
-fn a_base_backup_is_whole_by_its_manifest() {
+fn matrix_a_base_backup_is_whole_by_its_manifest() {
     let scratch = Scratch::new();
     let ca = Ca::new("authority of the test");
     let hba = format!("{HBA}host replication trusted 127.0.0.1/32 trust\n");
@@ -777,7 +777,7 @@ fn a_base_backup_is_whole_by_its_manifest() {
 }
 
 #[test]
-fn bad_pages_are_findings_and_a_refusal_is_an_error() {
+fn matrix_bad_pages_are_findings_and_a_refusal_is_an_error() {
     let scratch = Scratch::new();
     let mut cluster = Cluster::builder(&scratch, "origin").checksums(true).start();
     cluster.execute("create table t as select n from generate_series(1, 10000) as n; checkpoint");
@@ -826,7 +826,7 @@ fn bad_pages_are_findings_and_a_refusal_is_an_error() {
 }
 
 #[test]
-fn a_stop_ends_a_base_backup_on_the_server_too() {
+fn matrix_a_stop_ends_a_base_backup_on_the_server_too() {
     let scratch = Scratch::new();
     let cluster = Cluster::builder(&scratch, "origin").start();
     let stop = Stop::new();

@@ -106,6 +106,9 @@ impl Failure {
 
 /// Connects; see `Conn::connect`.
 pub(super) fn connect(info: &ConnInfo, options: &ConnectOptions, stop: &Stop) -> Result<Conn> {
+    for warning in &info.warnings {
+        log::warn!("{warning}");
+    }
     let search = Search {
         info,
         options,
@@ -147,7 +150,7 @@ impl Search<'_> {
 
     /// Each address of a host.
     fn one_host(&self, host: &HostPort, wanted: TargetSessionAttrs) -> Result<Conn> {
-        let place = place(host);
+        let place = host.to_string();
         let named =
             |error: Error| error.context(format!("could not connect to PostgreSQL at {place}"));
         let mut last = None;
@@ -345,7 +348,7 @@ impl Search<'_> {
         if self.options.replication {
             list.push(("replication", "true"));
         } else {
-            list.push(("database", info.dbname.as_deref().unwrap_or(&info.user)));
+            list.push(("database", info.database()));
         }
         if let Some(options) = &info.options {
             list.push(("options", options));
@@ -370,7 +373,7 @@ fn both(first: Error, later: &Error, second: Attempt) -> Error {
         Attempt::Plain => "Without TLS",
         Attempt::Offered | Attempt::Encrypted => "With TLS",
     };
-    let detail = format!("{how}: {}", later.one_line());
+    let detail = format!("{how}: {}.", later.message());
     // The kind of the attempt that came further counts: it spoke with PostgreSQL, TLS trouble alone did not.
     let kind = match first.kind() {
         Kind::Unavailable => later.kind(),
@@ -378,8 +381,8 @@ fn both(first: Error, later: &Error, second: Attempt) -> Error {
     };
     let known = first.full_detail();
     first.with_kind(kind).detail(match known {
-        Some(known) => format!("{known} {detail}."),
-        None => format!("{detail}."),
+        Some(known) => format!("{known} {detail}"),
+        None => detail,
     })
 }
 
@@ -393,17 +396,6 @@ fn host_name(host: &HostPort) -> String {
     match &host.host {
         Host::Tcp(name) => name.clone(),
         Host::Unix(path) => path.display().to_string(),
-    }
-}
-
-fn place(host: &HostPort) -> String {
-    match &host.host {
-        Host::Tcp(name) => format!("host \"{name}\", port {}", host.port),
-        Host::Unix(path) => format!(
-            "socket directory \"{}\", port {}",
-            path.display(),
-            host.port
-        ),
     }
 }
 

@@ -400,17 +400,14 @@ mod tests {
         assert_eq!(login.step(&auth(0, b""), &mut out).unwrap(), Step::Accepted);
     }
 
+    /// The body of the answer, or the kind of the error.
+    type Want = std::result::Result<&'static [u8], Kind>;
+    type Case = (u32, &'static [u8], Binding, Option<&'static str>, Want);
+
     #[test]
     fn methods_by_table() {
         use Binding::*;
-        // code, data, binding, password, the answer's body or the kind of the error
-        let cases: [(
-            u32,
-            &[u8],
-            Binding,
-            Option<&str>,
-            std::result::Result<&[u8], Kind>,
-        ); 8] = [
+        let cases: [Case; 8] = [
             (3, b"", Prefer, Some("secret"), Ok(b"secret\0")),
             (3, b"", Prefer, None, Err(Kind::Denied)),
             (3, b"", Prefer, Some(""), Err(Kind::Denied)),

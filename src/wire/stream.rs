@@ -13,8 +13,9 @@ use rustls::pki_types::ServerName;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -349,9 +350,13 @@ fn set_options(socket: &OwnedFd, options: &TcpOptions) -> Result<(), Errno> {
         .map_or(Ok(()), |count| sockopt::set_tcp_keepcnt(socket, count))
 }
 
-fn dial_unix(path: &PathBuf, wait: &Wait) -> Result<UnixStream, Fault> {
-    let address =
-        SocketAddrUnix::new(path).map_err(|cause| lost("could not connect", cause.into()))?;
+fn dial_unix(path: &Path, wait: &Wait) -> Result<UnixStream, Fault> {
+    // A name that begins with @ is not in the file system but in Linux's abstract name space.
+    let address = match path.as_os_str().as_bytes() {
+        [b'@', name @ ..] => SocketAddrUnix::new_abstract_name(name),
+        _ => SocketAddrUnix::new(path),
+    };
+    let address = address.map_err(|cause| lost("could not connect", cause.into()))?;
     let socket = open_socket(AddressFamily::UNIX)?;
     loop {
         match rustix::net::connect(&socket, &address) {
