@@ -14,3 +14,4 @@ mod manpages;
 mod support;
 mod support_smoke;
 mod tidy;
+mod wire;
