@@ -11,7 +11,7 @@ use crate::cmd::{self, Context, output::Screen};
 use crate::config::{self, Config, Given, Inputs};
 use crate::error::{Error, Kind, Result};
 use crate::work::stop::{Stop, die_by_signal};
-use ::log::{debug, warn};
+use ::log::{debug, info, warn};
 use clap::error::ErrorKind;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use log::{Reporter, write_stderr};
@@ -69,7 +69,11 @@ fn run(words: &[OsString]) -> End {
         Ok(()) => End::from(0),
         Err(error) => {
             let code = exit_code(error.kind(), verb == FETCH);
-            reporter.report(&error, code);
+            match error.kind() {
+                // An answer, not an accident: every recovery ends with it.
+                Kind::Absent if verb == FETCH => info!("{}", error.message()),
+                _ => reporter.report(&error, code),
+            }
             let interrupted = verb == FETCH && error.kind() == Kind::Interrupted;
             let signal = stop.filter(|_| interrupted).and_then(|s| s.signal());
             End { code, signal }

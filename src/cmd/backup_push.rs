@@ -194,9 +194,6 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 fn connect(context: &Context, args: &Args, replication: bool) -> Result<Conn> {
     let connection = &args.connection;
     let info = context.config.conninfo(connection.conninfo.as_deref(), connection.overrides.clone())?;
-    for warning in &info.warnings {
-        log::warn!("{warning}");
-    }
     let options = ConnectOptions { replication, application_name: "seawall".to_string(), statement_timeout: None };
     Conn::connect(&info, &options, &context.stop)
 }

@@ -241,7 +241,8 @@ struct Around {
 fn lies_beyond(there: WalName, name: WalName) -> bool {
     match (name.segment(), there.segment()) {
         (Some(asked), Some(segment)) => later(segment, asked),
-        (None, Some(_)) => true,
+        // The first timeline has no history; a server that makes its second one asks for it all the same.
+        (None, Some(_)) => name.timeline() != TimelineId(1),
         _ => false,
     }
 }
