@@ -96,7 +96,7 @@ need_minio() {
 build_minio() (
     build=$(mktemp --directory "$cache/build.XXXXXX")
     trap 'rm --recursive --force "$build"' EXIT
-    export GOFLAGS=-modcacherw CGO_ENABLED=0 GOBIN=$build/bin GOTOOLCHAIN=auto
+    export GOFLAGS='-modcacherw -ldflags=-s' CGO_ENABLED=0 GOBIN=$build/bin GOTOOLCHAIN=auto
     if ! have go; then
         need_packages go=golang-go /etc/ssl/certs/ca-certificates.crt=ca-certificates
         # Nobody here used Go before: its gigabytes of sources go away again.
@@ -168,6 +168,9 @@ PYTHON
 # need_test_tools: what scripts/test needs. The cache must be readable for user postgres.
 need_test_tools() {
     umask 022
+    mkdir -p "$cache"
+    # What an interrupted installation left behind.
+    find "$cache" -maxdepth 1 -name 'build.*' -mmin +240 -exec rm --recursive --force {} +
     need_rust
     need_test_packages
     need_minio
