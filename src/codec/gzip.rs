@@ -1,54 +1,83 @@
-//! gzip: the format has its own CRC-32 and length.
+//! gzip members (RFC 1952), whose trailer holds CRC-32 and size of the content.
 
-use super::Frames;
-use flate2::Compression;
-use flate2::bufread::GzDecoder;
-use flate2::write::GzEncoder;
-use std::io::{self, Read, Write};
+use super::Method;
+use super::frames::{self, Step};
+use crate::error::{Error, Kind, Result};
+use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-pub fn encoder<W: Write>(level: i32, out: W) -> GzEncoder<W> {
-    GzEncoder::new(out, Compression::new(level.unsigned_abs()))
-}
+/// log2 of the window that every gzip reader has: 32 KiB.
+const WINDOW_BITS: u8 = 15;
 
-/// Member after member; flate2's own multi-member reader ends quietly at garbage.
-pub struct Decoder<R>(State<R>);
+/// Room made in the output before each step.
+const GROW_BYTES: usize = 64 << 10;
 
-enum State<R> {
-    Between(Frames<R>),
-    Inside(Box<GzDecoder<Frames<R>>>),
-    Failed,
-}
+/// A compression context.
+pub(super) struct Stream(Compress);
 
-impl<R: Read> Decoder<R> {
-    pub fn new(input: Frames<R>) -> Decoder<R> {
-        Decoder(State::Between(input))
+impl Stream {
+    pub(super) fn new(level: i32) -> Stream {
+        let level = Compression::new(u32::try_from(level).unwrap_or(1));
+        Stream(Compress::new_gzip(level, WINDOW_BITS))
+    }
+
+    pub(super) fn push(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let mut rest = raw;
+        while !rest.is_empty() {
+            let (used, _) = self.step(rest, out, FlushCompress::None)?;
+            rest = &rest[used..];
+        }
+        Ok(())
+    }
+
+    pub(super) fn end(&mut self, out: &mut Vec<u8>) -> Result<()> {
+        while self.step(&[], out, FlushCompress::Finish)?.1 != Status::StreamEnd {}
+        self.0.reset();
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        raw: &[u8],
+        out: &mut Vec<u8>,
+        flush: FlushCompress,
+    ) -> Result<(usize, Status)> {
+        out.reserve(GROW_BYTES);
+        let before = self.0.total_in();
+        let status = self
+            .0
+            .compress_vec(raw, out, flush)
+            .map_err(|e| Error::new(Kind::Bug, "gzip could not compress").because(e))?;
+        Ok(((self.0.total_in() - before) as usize, status))
     }
 }
 
-impl<R: Read> Read for Decoder<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if out.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            match std::mem::replace(&mut self.0, State::Failed) {
-                State::Between(mut input) => {
-                    if !input.begin()? {
-                        self.0 = State::Between(input);
-                        return Ok(0);
-                    }
-                    self.0 = State::Inside(Box::new(GzDecoder::new(input)));
-                }
-                State::Inside(mut member) => match member.read(out) {
-                    Ok(0) => self.0 = State::Between(member.into_inner()),
-                    Ok(count) => {
-                        self.0 = State::Inside(member);
-                        return Ok(count);
-                    }
-                    Err(e) => return Err(member.get_ref().judge(e)),
-                },
-                State::Failed => return Err(super::corrupt("the object was found damaged before").into()),
-            }
-        }
+/// A decompression context; a new one for each member, because resetting it would lose the gzip header.
+pub(super) struct Decode(Decompress);
+
+impl Decode {
+    pub(super) fn new() -> Decode {
+        Decode(Decompress::new_gzip(WINDOW_BITS))
+    }
+}
+
+impl frames::Decode for Decode {
+    const METHOD: Method = Method::Gzip;
+
+    fn step(&mut self, stored: &[u8], raw: &mut [u8]) -> std::result::Result<Step, String> {
+        let (before_in, before_out) = (self.0.total_in(), self.0.total_out());
+        let status = self
+            .0
+            .decompress(stored, raw, FlushDecompress::None)
+            .map_err(|e| e.message().unwrap_or("invalid data").to_string())?;
+        Ok(Step {
+            consumed: (self.0.total_in() - before_in) as usize,
+            produced: (self.0.total_out() - before_out) as usize,
+            frame_ended: status == Status::StreamEnd,
+        })
+    }
+
+    fn ended_with_content(&mut self) -> bool {
+        *self = Decode::new();
+        true
     }
 }

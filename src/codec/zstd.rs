@@ -1,84 +1,148 @@
-//! Zstandard with content checksum.
+//! zstd frames (RFC 8878), with content checksum.
 
-use super::{Frames, corrupt};
-use crate::error::{Result, from_io};
-use std::io::{self, BufRead, Read, Write};
-use zstd::stream::raw::{self, Operation};
-use zstd::zstd_safe::{CCtx, CParameter, DParameter, InBuffer, OutBuffer};
+use super::Method;
+use super::frames::{self, Step};
+use crate::error::{Error, Kind, Result};
+use std::io::Cursor;
+use zstd::zstd_safe::{
+    self, CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, zstd_sys::ZSTD_EndDirective,
+};
 
-/// Largest window that is decoded, as a power of two: 128 MiB, what `zstd -d` accepts without being asked.
+/// Largest window (log2 of bytes) a decoder grants, which bounds its memory: 128 MiB, as zstd(1) without `--long`.
+/// Our own frames need at most 8 MiB (level 19).
 const WINDOW_LOG_MAX: u32 = 27;
 
-pub fn encoder<W: Write>(level: i32, out: W) -> Result<zstd::stream::write::Encoder<'static, W>> {
-    let mut encoder = zstd::stream::write::Encoder::new(out, level).map_err(|e| from_io("could not set up zstd", e))?;
-    encoder.include_checksum(true).map_err(|e| from_io("could not set up zstd", e))?;
-    Ok(encoder)
+/// Room made in the output before each step of a stream.
+const GROW_BYTES: usize = 64 << 10;
+
+fn failed(doing: &str, code: usize) -> Error {
+    let cause = zstd_safe::get_error_name(code);
+    Error::new(Kind::Bug, format!("zstd could not {doing}")).detail(format!("It says: {cause}."))
 }
 
-/// Compresses slices into frames that state their content's size.
-pub struct FrameMaker(CCtx<'static>);
+/// A compression context.
+pub(super) struct Stream(CCtx<'static>);
 
-impl FrameMaker {
-    pub fn new(level: i32) -> Result<FrameMaker> {
-        let mut context = CCtx::create();
-        for parameter in [CParameter::CompressionLevel(level), CParameter::ChecksumFlag(true)] {
-            context.set_parameter(parameter).map_err(failed)?;
+impl Stream {
+    pub(super) fn new(level: i32) -> Result<Stream> {
+        let mut context = CCtx::try_create()
+            .ok_or_else(|| Error::new(Kind::Io, "no memory for a zstd context"))?;
+        for parameter in [
+            CParameter::CompressionLevel(level),
+            CParameter::ChecksumFlag(true),
+            CParameter::ContentSizeFlag(true),
+        ] {
+            context
+                .set_parameter(parameter)
+                .map_err(|code| failed("take a parameter", code))?;
         }
-        Ok(FrameMaker(context))
+        Ok(Stream(context))
     }
 
-    pub fn frame(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<()> {
-        let begin = out.len();
-        out.resize(begin + zstd::zstd_safe::compress_bound(raw.len()), 0);
-        let written = self.0.compress2(&mut out[begin..], raw).map_err(failed)?;
-        out.truncate(begin + written);
+    /// One frame in one call: the context's tables are kept, the size goes into the header, nothing is buffered.
+    pub(super) fn frame(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        out.reserve(zstd_safe::compress_bound(raw.len()));
+        let end = out.len() as u64;
+        let mut cursor = Cursor::new(std::mem::take(out));
+        cursor.set_position(end);
+        let done = self.0.compress2(&mut cursor, raw);
+        *out = cursor.into_inner();
+        done.map(drop).map_err(|code| failed("compress", code))
+    }
+
+    pub(super) fn push(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<()> {
+        let mut input = InBuffer::around(raw);
+        while input.pos() < raw.len() {
+            self.step(&mut input, out, ZSTD_EndDirective::ZSTD_e_continue)?;
+        }
         Ok(())
     }
-}
 
-fn failed(code: usize) -> crate::error::Error {
-    corrupt("could not compress").detail(zstd::zstd_safe::get_error_name(code))
-}
+    pub(super) fn end(&mut self, out: &mut Vec<u8>) -> Result<()> {
+        let mut input = InBuffer::around(&[]);
+        while self.step(&mut input, out, ZSTD_EndDirective::ZSTD_e_end)? > 0 {}
+        Ok(())
+    }
 
-pub struct Decoder<R> {
-    input: Frames<R>,
-    context: raw::Decoder<'static>,
-    inside: bool,
-}
-
-impl<R: Read> Decoder<R> {
-    pub fn new(input: Frames<R>) -> Decoder<R> {
-        let mut context = raw::Decoder::new().expect("a decoder without dictionary can be made");
-        context.set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX)).expect("the window is in zstd's range");
-        Decoder { input, context, inside: false }
+    fn step(
+        &mut self,
+        input: &mut InBuffer<'_>,
+        out: &mut Vec<u8>,
+        directive: ZSTD_EndDirective,
+    ) -> Result<usize> {
+        out.reserve(GROW_BYTES);
+        let end = out.len();
+        let mut output = OutBuffer::around_pos(out, end);
+        self.0
+            .compress_stream2(&mut output, input, directive)
+            .map_err(|code| failed("compress", code))
     }
 }
 
-impl<R: Read> Read for Decoder<R> {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        if out.is_empty() {
-            return Ok(0);
-        }
-        loop {
-            if !self.inside && !self.input.begin()? {
-                return Ok(0);
-            }
-            self.inside = true;
-            // What is decoded already may need room before more input does.
-            let mut target = OutBuffer::around(out);
-            let mut source = InBuffer::around(&[]);
-            let mut left = self.context.run(&mut source, &mut target).map_err(|e| self.input.judge(e))?;
-            if target.pos() == 0 {
-                let mut source = InBuffer::around(self.input.fill_buf()?);
-                let result = self.context.run(&mut source, &mut target);
-                let used = source.pos();
-                left = result.map_err(|e| self.input.judge(e))?;
-                self.input.consume(used);
-            }
-            self.inside = left != 0;
-            if target.pos() > 0 {
-                return Ok(target.pos());
-            }
+/// First four bytes of a frame without content, but for the low half byte of the first.
+const SKIPPABLE_MAGIC: [u8; 4] = [0x50, 0x2A, 0x4D, 0x18];
+
+/// A decompression context, and the magic number of the present frame, which may come in pieces.
+pub(super) struct Decode {
+    context: DCtx<'static>,
+    magic: [u8; 4],
+    magic_bytes: usize,
+}
+
+impl Decode {
+    pub(super) fn new() -> Decode {
+        let mut context = DCtx::create();
+        context
+            .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_MAX))
+            .expect("27 is within zstd's bounds on every machine");
+        Decode {
+            context,
+            magic: [0; 4],
+            magic_bytes: 0,
         }
     }
+
+    fn note_magic(&mut self, stored: &[u8]) {
+        let free = &mut self.magic[self.magic_bytes..];
+        let take = free.len().min(stored.len());
+        free[..take].copy_from_slice(&stored[..take]);
+        self.magic_bytes += take;
+    }
+}
+
+impl frames::Decode for Decode {
+    const METHOD: Method = Method::Zstd;
+
+    fn step(&mut self, stored: &[u8], raw: &mut [u8]) -> std::result::Result<Step, String> {
+        let mut input = InBuffer::around(stored);
+        let mut output = OutBuffer::around(raw);
+        let hint = self
+            .context
+            .decompress_stream(&mut output, &mut input)
+            .map_err(describe)?;
+        let (consumed, produced) = (input.pos(), output.pos());
+        self.note_magic(&stored[..consumed]);
+        Ok(Step {
+            consumed,
+            produced,
+            frame_ended: hint == 0,
+        })
+    }
+
+    fn ended_with_content(&mut self) -> bool {
+        self.magic_bytes = 0;
+        (self.magic[0] & 0xF0, &self.magic[1..]) != (SKIPPABLE_MAGIC[0], &SKIPPABLE_MAGIC[1..])
+    }
+}
+
+/// The decoder's words, and more where they would puzzle.
+fn describe(code: usize) -> String {
+    let name = zstd_safe::get_error_name(code);
+    if name.contains("too much memory") {
+        return format!(
+            "its window is larger than the {} MiB that seawall grants (zstd --long makes such frames)",
+            1 << (WINDOW_LOG_MAX - 20)
+        );
+    }
+    name.to_lowercase()
 }

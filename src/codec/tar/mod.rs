@@ -2,6 +2,7 @@
 //! What is written, tar(1) reads; read are these and GNU's long names too.
 
 mod header;
+mod parse;
 mod reader;
 mod splitter;
 

@@ -1,7 +1,8 @@
 //! A tar archive read member by member.
 
 use super::BLOCK_BYTES;
-use super::header::{Assembler, Block, Header, damaged, padding};
+use super::header::{Header, padding};
+use super::parse::{Assembler, Block, damaged};
 use crate::error::{Result, from_io};
 use std::io::{self, Read};
 
@@ -17,7 +18,13 @@ pub struct Reader<R> {
 impl<R: Read> Reader<R> {
     /// At the beginning of an archive.
     pub fn new(inner: R) -> Reader<R> {
-        Reader { inner, assembler: Assembler::default(), body_left: 0, padding: 0, ended: false }
+        Reader {
+            inner,
+            assembler: Assembler::default(),
+            body_left: 0,
+            padding: 0,
+            ended: false,
+        }
     }
 
     /// The next member; `None` after the archive's end mark, which must be there. What is left of the current
@@ -32,7 +39,6 @@ impl<R: Read> Reader<R> {
             let mut block = [0; BLOCK_BYTES];
             self.exact(&mut block)?;
             match self.assembler.block(&block)? {
-                Block::Zeros if self.assembler.waits() => return Err(damaged("it ends in the middle of a member")),
                 Block::Zeros => {
                     self.ended = true;
                     return Ok(None);
@@ -61,17 +67,26 @@ impl<R: Read> Reader<R> {
         self.exact(&mut block[..count])
     }
 
+    /// Not `read_exact`: an input that fails with `UnexpectedEof` is an outage, an input that ends is damage.
     fn exact(&mut self, out: &mut [u8]) -> Result<()> {
-        self.inner.read_exact(out).map_err(|e| match e.kind() {
-            io::ErrorKind::UnexpectedEof => damaged("it ends too early"),
-            _ => from_io("could not read the archive", e),
-        })
+        let mut filled = 0;
+        while filled < out.len() {
+            match self.inner.read(&mut out[filled..]) {
+                Ok(0) => return Err(damaged("it ends too early")),
+                Ok(count) => filled += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(from_io("could not read the archive", e)),
+            }
+        }
+        Ok(())
     }
 }
 
 impl<R: Read> Read for Reader<R> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let wanted = out.len().min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
+        let wanted = out
+            .len()
+            .min(usize::try_from(self.body_left).unwrap_or(usize::MAX));
         if wanted == 0 {
             return Ok(0);
         }

@@ -1,7 +1,8 @@
 //! A tar stream in pieces of any size: bytes are pushed in, members come out, bodies without a copy.
 
 use super::BLOCK_BYTES;
-use super::header::{Assembler, Block, Header, damaged, padding};
+use super::header::{Header, padding};
+use super::parse::{Assembler, Block};
 use crate::error::Result;
 
 /// What came out.
@@ -41,11 +42,20 @@ impl Default for Splitter {
 impl Splitter {
     /// At the beginning of an archive.
     pub fn new() -> Splitter {
-        Splitter { assembler: Assembler::default(), state: State::Header, gathered: Vec::new(), padding: 0 }
+        Splitter {
+            assembler: Assembler::default(),
+            state: State::Header,
+            gathered: Vec::new(),
+            padding: 0,
+        }
     }
 
     /// Takes the next bytes of the archive. What follows its end mark is ignored, as tar(1) does.
-    pub fn feed(&mut self, mut bytes: &[u8], each: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<()> {
+    pub fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        each: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<()> {
         while !bytes.is_empty() {
             match self.state {
                 State::End => return Ok(()),
@@ -62,7 +72,8 @@ impl Splitter {
                     }
                 }
                 State::Body(left) => {
-                    let (now, later) = bytes.split_at(bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
+                    let (now, later) = bytes
+                        .split_at(bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX)));
                     bytes = later;
                     each(Event::Data(now))?;
                     self.body_left(left - now.len() as u64, each)?;
@@ -70,7 +81,11 @@ impl Splitter {
                 State::Padding(left) => {
                     let skipped = left.min(bytes.len());
                     bytes = &bytes[skipped..];
-                    self.state = if skipped == left { State::Header } else { State::Padding(left - skipped) };
+                    self.state = if skipped == left {
+                        State::Header
+                    } else {
+                        State::Padding(left - skipped)
+                    };
                 }
             }
         }
@@ -87,10 +102,13 @@ impl Splitter {
         }
     }
 
-    fn header(&mut self, block: &[u8], each: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<()> {
+    fn header(
+        &mut self,
+        block: &[u8],
+        each: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<()> {
         let block: &[u8; BLOCK_BYTES] = block.try_into().expect("gathered as one block");
         match self.assembler.block(block)? {
-            Block::Zeros if self.assembler.waits() => Err(damaged("it ends in the middle of a member")),
             Block::Zeros => {
                 self.state = State::End;
                 Ok(())
@@ -109,12 +127,20 @@ impl Splitter {
         }
     }
 
-    fn body_left(&mut self, left: u64, each: &mut dyn FnMut(Event<'_>) -> Result<()>) -> Result<()> {
+    fn body_left(
+        &mut self,
+        left: u64,
+        each: &mut dyn FnMut(Event<'_>) -> Result<()>,
+    ) -> Result<()> {
         if left > 0 {
             self.state = State::Body(left);
             return Ok(());
         }
-        self.state = if self.padding > 0 { State::Padding(self.padding) } else { State::Header };
+        self.state = if self.padding > 0 {
+            State::Padding(self.padding)
+        } else {
+            State::Header
+        };
         each(Event::EndOfMember)
     }
 
