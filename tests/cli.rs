@@ -3,7 +3,11 @@
 //! PostgreSQL reads the codes: whatever is wrong with a call of `wal-fetch`, the code must stop recovery.
 
 use std::fs;
+use std::net::TcpListener;
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::Signal;
 
 use crate::support::Scratch;
 use crate::support::seawall::{Outcome, Seawall};
@@ -177,4 +181,61 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let output = child.wait_with_output().expect("its end");
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+/// A store that takes the connection and never answers.
+fn silent_store(scratch: &Scratch, listener: &TcpListener) -> Seawall {
+    let port = listener.local_addr().expect("bound").port();
+    Seawall::new(scratch)
+        .env("SEAWALL_PREFIX", "s3://bucket/path")
+        .env("SEAWALL_S3_ENDPOINT", format!("http://127.0.0.1:{port}"))
+        .env("SEAWALL_REQUEST_TIMEOUT", "5s")
+        .env("AWS_ACCESS_KEY_ID", "key")
+        .env("AWS_SECRET_ACCESS_KEY", "topsecret")
+}
+
+#[test]
+fn a_signal_ends_wal_fetch_by_itself_and_other_verbs_by_their_code() {
+    let scratch = Scratch::new();
+    let target = scratch.dir("target");
+    for signal in [Signal::TERM, Signal::INT] {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let fetch = silent_store(&scratch, &listener)
+            .args(["wal-fetch", "000000010000000000000001"])
+            .arg(target.join("segment"))
+            .spawn();
+        let connection = listener.accept().expect("it asks the store");
+        fetch.signal(signal);
+        drop(connection);
+        let outcome = fetch.wait(Duration::from_secs(30));
+        outcome.expect_signal(signal).without(&["topsecret"]);
+        assert_eq!(fs::read_dir(&target).expect("a directory").count(), 0);
+
+        let list = silent_store(&scratch, &listener).arg("backup-list").spawn();
+        let connection = listener.accept().expect("it asks the store");
+        list.signal(signal);
+        drop(connection);
+        let outcome = list.wait(Duration::from_secs(30));
+        outcome
+            .expect(12, &["seawall: error:"])
+            .without(&["topsecret"]);
+    }
+}
+
+#[test]
+fn json_messages_are_json() {
+    let scratch = Scratch::new();
+    let outcome = Seawall::new(&scratch)
+        .args(["--verbose", "wal-fetch", "000000010000000000000001", "P"])
+        .env("SEAWALL_LOG_FORMAT", "json")
+        .env("SEAWALL_PREFIX", "file:///nonexistent/archive")
+        .run()
+        .expect(208, &[]);
+    let lines: Vec<serde_json::Value> = (outcome.stderr.lines())
+        .map(|line| serde_json::from_str(line).expect("a JSON object on every line"))
+        .collect();
+    let last = lines.last().expect("an error");
+    assert_eq!(last["exit"], 208);
+    assert_eq!(last["kind"], "unavailable");
+    assert!(lines.iter().all(|l| l["time"].is_string()), "{outcome:?}");
 }

@@ -62,16 +62,25 @@ struct Value {
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = if self.secret { "***" } else { &self.text };
-        write!(f, "{shown:?} from {}", self.origin)
+        write!(f, "{}: {shown:?}", self.origin)
     }
 }
 
-/// All settings of this run.
-#[derive(Clone, Debug)]
+/// All settings of this run. `Debug` shows what somebody set, without secrets.
+#[derive(Clone)]
 pub struct Config {
     /// By environment name, which every row has.
     values: BTreeMap<&'static str, Value>,
     warnings: Vec<String>,
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let given = |v: &&Value| !matches!(v.origin, Origin::Fallback(_));
+        f.debug_list()
+            .entries(self.values.values().filter(given))
+            .finish()
+    }
 }
 
 impl Config {

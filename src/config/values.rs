@@ -24,7 +24,7 @@ pub fn check(setting: &Setting, text: &str) -> Result<(), String> {
 /// A URL of a server. User and password would end up in logs.
 fn url(text: &str) -> Result<(), String> {
     match text.split_once("://") {
-        Some(("http" | "https", rest)) if rest.is_empty() => Err("names no host".into()),
+        Some(("http" | "https", "")) => Err("names no host".into()),
         Some(("http" | "https", rest)) if rest.contains('@') => {
             Err("holds a user or password, which it must not".into())
         }
