@@ -39,19 +39,36 @@ struct Names {
 impl Archive {
     /// Lists the backups and reads their sentinels.
     pub fn catalog(&self) -> Result<Catalog> {
-        let names = self.backup_names().map_err(|e| e.context("could not list the backups"))?;
+        let names = self
+            .backup_names()
+            .map_err(|e| e.context("could not list the backups"))?;
         let mut catalog = Catalog::default();
         for (name, modified) in &names.sentinels {
-            match name.parse::<BackupId>().and_then(|id| self.sentinel(&id).map(|sentinel| (id, sentinel))) {
-                Ok((id, sentinel)) => catalog.backups.push(Backup { id, sentinel, modified: *modified }),
+            match name
+                .parse::<BackupId>()
+                .and_then(|id| self.sentinel(&id).map(|sentinel| (id, sentinel)))
+            {
+                Ok((id, sentinel)) => catalog.backups.push(Backup {
+                    id,
+                    sentinel,
+                    modified: *modified,
+                }),
                 Err(e) if e.kind() == Kind::Missing => {} // deleted since it was listed
-                Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::Usage) => catalog.unreadable.push((name.clone(), e)),
+                Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::Usage) => {
+                    catalog.unreadable.push((name.clone(), e))
+                }
                 Err(e) => return Err(e),
             }
         }
         let complete = |name: &String| names.sentinels.iter().any(|(there, _)| there == name);
-        catalog.unfinished = names.directories.into_iter().filter(|name| !complete(name)).collect();
-        catalog.backups.sort_by_key(|backup| (backup.finished(), backup.id));
+        catalog.unfinished = names
+            .directories
+            .into_iter()
+            .filter(|name| !complete(name))
+            .collect();
+        catalog
+            .backups
+            .sort_by_key(|backup| (backup.finished(), backup.id));
         Ok(catalog)
     }
 
@@ -63,11 +80,18 @@ impl Archive {
         let id: BackupId = name.parse()?;
         let info = self.store.head(&id.sentinel())?;
         let sentinel = self.sentinel(&id).map_err(|e| match e.kind() {
-            Kind::Missing => Error::new(Kind::Missing, format!("there is no backup {id} in {}", self.store.location()))
-                .hint("seawall backup-list shows the backups."),
+            Kind::Missing => Error::new(
+                Kind::Missing,
+                format!("there is no backup {id} in {}", self.store.location()),
+            )
+            .hint("seawall backup-list shows the backups."),
             _ => e,
         })?;
-        Ok(Backup { id, sentinel, modified: info.map_or(Timestamp(0), |info| info.modified) })
+        Ok(Backup {
+            id,
+            sentinel,
+            modified: info.map_or(Timestamp(0), |info| info.modified),
+        })
     }
 
     fn latest(&self) -> Result<Backup> {
@@ -76,7 +100,10 @@ impl Archive {
             log::warn!("backup {name} is passed over: {}", error.one_line());
         }
         catalog.backups.pop().ok_or_else(|| {
-            let error = Error::new(Kind::Missing, format!("there is no complete backup in {}", self.store.location()));
+            let error = Error::new(
+                Kind::Missing,
+                format!("there is no complete backup in {}", self.store.location()),
+            );
             match catalog.unfinished.len() + catalog.unreadable.len() {
                 0 => error.hint("Check the prefix; take a backup with seawall backup-push."),
                 count => error.detail(format!("{count} unfinished or unreadable ones are there.")),
@@ -97,7 +124,8 @@ impl Archive {
 
     /// Writes `metadata.json`, one of the two replaceable objects.
     pub fn write_metadata(&self, id: &BackupId, metadata: &Metadata) -> Result<()> {
-        self.store.put(&id.metadata(), &render_json(metadata), When::Always)
+        self.store
+            .put(&id.metadata(), &render_json(metadata), When::Always)
     }
 
     /// Names only. After the first key inside a backup's directory the listing begins again behind the
@@ -109,7 +137,9 @@ impl Archive {
             let mut skip = None;
             self.store.list(keys::BACKUPS, &after, &mut |object| {
                 match keys::parse_backup(&object.key) {
-                    Some(BackupKey::Sentinel(name)) => names.sentinels.push((name.to_string(), object.modified)),
+                    Some(BackupKey::Sentinel(name)) => {
+                        names.sentinels.push((name.to_string(), object.modified))
+                    }
                     Some(BackupKey::Inside(name)) => {
                         // '0' follows '/', and '_' of the sentinel follows both.
                         skip = Some(format!("{}{name}0", keys::BACKUPS));
@@ -130,7 +160,11 @@ impl Archive {
 impl Backup {
     /// Finish time in the sentinel; the object's date only for a backup that has none.
     pub fn finished(&self) -> Timestamp {
-        let told = self.sentinel.seawall.as_ref().and_then(|details| details.finished().ok());
+        let told = self
+            .sentinel
+            .seawall
+            .as_ref()
+            .and_then(|details| details.finished().ok());
         told.unwrap_or(self.modified)
     }
 }

@@ -36,17 +36,33 @@ impl Archive {
         let key = keys::identity();
         let bytes = match self.read_document(&key) {
             Err(e) if e.kind() == Kind::Missing => return Ok(None),
-            Err(e) => return Err(e.context(format!("could not read the identity of archive {}", self.store.location()))),
+            Err(e) => {
+                return Err(e.context(format!(
+                    "could not read the identity of archive {}",
+                    self.store.location()
+                )));
+            }
             Ok(bytes) => bytes,
         };
         let document: Document = parse_json(&key, &bytes)?;
         if document.format > FORMAT {
-            return Err(Error::new(Kind::Unavailable, format!("archive {} has format {}", self.store.location(), document.format))
-                .detail(format!("This seawall knows formats up to {FORMAT}."))
-                .hint("Use a newer seawall for this archive."));
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!(
+                    "archive {} has format {}",
+                    self.store.location(),
+                    document.format
+                ),
+            )
+            .detail(format!("This seawall knows formats up to {FORMAT}."))
+            .hint("Use a newer seawall for this archive."));
         }
         let segment_size = SegmentSize::new(document.segment_size)?;
-        Ok(Some(Identity { system_id: document.system_identifier, major: document.postgresql, segment_size }))
+        Ok(Some(Identity {
+            system_id: document.system_identifier,
+            major: document.postgresql,
+            segment_size,
+        }))
     }
 
     /// Makes sure that the prefix belongs to `cluster`, initialising it on first use. A prefix that this host
@@ -54,7 +70,10 @@ impl Archive {
     pub fn claim(&self, cluster: &Identity, now: Timestamp) -> Result<()> {
         let found = match self.identity() {
             // The directory of a file archive does not exist before the first push.
-            Err(e) if e.kind() == Kind::Unavailable && self.state.read()?.system_identifier.is_none() => {
+            Err(e)
+                if e.kind() == Kind::Unavailable
+                    && self.state.read()?.system_identifier.is_none() =>
+            {
                 self.store.prepare().map_err(|_| e)?;
                 self.identity()?
             }
@@ -97,13 +116,22 @@ impl Archive {
             created: now.to_string(),
         };
         match self.create(&keys::identity(), &render_json(&document)) {
-            Ok(()) => log::info!("archive {} now belongs to system identifier {}", self.store.location(), cluster.system_id),
+            Ok(()) => log::info!(
+                "archive {} now belongs to system identifier {}",
+                self.store.location(),
+                cluster.system_id
+            ),
             // Two first pushes at once: the other one was faster, so compare with what it wrote.
             Err(e) if e.kind() == Kind::Exists => {
                 let found = self.identity()?.ok_or(e)?;
                 self.refuse_stranger(&found, cluster)?;
             }
-            Err(e) => return Err(e.context(format!("could not initialise archive {}", self.store.location()))),
+            Err(e) => {
+                return Err(e.context(format!(
+                    "could not initialise archive {}",
+                    self.store.location()
+                )));
+            }
         }
         Ok(())
     }
@@ -116,7 +144,10 @@ impl Archive {
         if found.segment_size != cluster.segment_size {
             return Err(Error::new(
                 Kind::Mismatch,
-                format!("archive {} holds WAL segments of another size", self.store.location()),
+                format!(
+                    "archive {} holds WAL segments of another size",
+                    self.store.location()
+                ),
             )
             .detail(format!(
                 "The archive has segments of {} bytes, this cluster of {} bytes.",
@@ -130,8 +161,16 @@ impl Archive {
 
     /// The refusal of P7, with both identifiers.
     pub(super) fn stranger(&self, archive: SystemId, cluster: SystemId) -> Error {
-        Error::new(Kind::Mismatch, format!("archive {} belongs to another cluster", self.store.location()))
-            .detail(format!("The archive's system identifier is {archive}, this cluster's is {cluster}."))
-            .hint("Give each cluster a prefix of its own; check SEAWALL_PREFIX.")
+        Error::new(
+            Kind::Mismatch,
+            format!(
+                "archive {} belongs to another cluster",
+                self.store.location()
+            ),
+        )
+        .detail(format!(
+            "The archive's system identifier is {archive}, this cluster's is {cluster}."
+        ))
+        .hint("Give each cluster a prefix of its own; check SEAWALL_PREFIX.")
     }
 }

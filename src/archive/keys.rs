@@ -66,7 +66,10 @@ impl BackupId {
     /// The name of a backup that started at `start`.
     pub fn new(timeline: TimelineId, start: crate::pg::Lsn, size: SegmentSize) -> BackupId {
         let segment = Segment::holding(timeline, start, size);
-        BackupId { segment, offset: (start.0 % size.bytes()) as u32 }
+        BackupId {
+            segment,
+            offset: (start.0 % size.bytes()) as u32,
+        }
     }
 
     /// Everything of the backup but the sentinel lies below this.
@@ -81,12 +84,20 @@ impl BackupId {
 
     /// A tar part.
     pub fn part(&self, number: u32, method: Method) -> Key {
-        key(format!("{}tar_partitions/part_{number:08}.tar.{}", self.directory(), method.extension()))
+        key(format!(
+            "{}tar_partitions/part_{number:08}.tar.{}",
+            self.directory(),
+            method.extension()
+        ))
     }
 
     /// PostgreSQL's manifest, compressed.
     pub fn manifest(&self, method: Method) -> Key {
-        key(format!("{}backup_manifest.{}", self.directory(), method.extension()))
+        key(format!(
+            "{}backup_manifest.{}",
+            self.directory(),
+            method.extension()
+        ))
     }
 
     /// What WAL-G wants to know, and the pin.
@@ -117,8 +128,12 @@ impl FromStr for BackupId {
     fn from_str(name: &str) -> Result<BackupId> {
         let parse = || {
             let (segment, offset) = name.strip_prefix("base_")?.split_once('_')?;
-            let digits = (8..=10).contains(&offset.len()) && offset.bytes().all(|b| b.is_ascii_digit());
-            let id = BackupId { segment: Segment::parse(segment)?, offset: digits.then(|| offset.parse().ok())?? };
+            let digits =
+                (8..=10).contains(&offset.len()) && offset.bytes().all(|b| b.is_ascii_digit());
+            let id = BackupId {
+                segment: Segment::parse(segment)?,
+                offset: digits.then(|| offset.parse().ok())??,
+            };
             (id.to_string() == name).then_some(id)
         };
         parse().ok_or_else(|| {
@@ -152,39 +167,84 @@ mod tests {
 
     #[test]
     fn a_backup_name_is_start_segment_and_offset() {
-        let id = BackupId::new(TimelineId(1), "0/2000028".parse().unwrap(), SegmentSize::DEFAULT);
+        let id = BackupId::new(
+            TimelineId(1),
+            "0/2000028".parse().unwrap(),
+            SegmentSize::DEFAULT,
+        );
         assert_eq!(id.to_string(), "base_000000010000000000000002_00000040");
         assert_eq!(id.to_string().parse::<BackupId>().unwrap(), id);
-        let wide = BackupId { offset: 1_000_000_000, ..id };
+        let wide = BackupId {
+            offset: 1_000_000_000,
+            ..id
+        };
         assert_eq!(wide.to_string().parse::<BackupId>().unwrap(), wide);
-        for name in ["", "LATEST", "base_", "base_000000010000000000000002", "base_000000010000000000000002_40",
-            "base_000000010000000000000002_000000040", "base_000000010000000000000002_0000004x",
-            "base_000000010000000000000002_00000040/..", "base_000000010000000000000002_D_000000010000000000000001"]
-        {
-            assert_eq!(name.parse::<BackupId>().unwrap_err().kind(), Kind::Usage, "{name}");
+        for name in [
+            "",
+            "LATEST",
+            "base_",
+            "base_000000010000000000000002",
+            "base_000000010000000000000002_40",
+            "base_000000010000000000000002_000000040",
+            "base_000000010000000000000002_0000004x",
+            "base_000000010000000000000002_00000040/..",
+            "base_000000010000000000000002_D_000000010000000000000001",
+        ] {
+            assert_eq!(
+                name.parse::<BackupId>().unwrap_err().kind(),
+                Kind::Usage,
+                "{name}"
+            );
         }
     }
 
     #[test]
     fn keys_come_apart_as_they_were_made() {
         let name: WalName = "00000001000000000000000A.partial".parse().unwrap();
-        for method in [None, Some(Method::Zstd), Some(Method::Gzip), Some(Method::Lz4)] {
-            assert_eq!(parse_wal(&wal(&name.to_string(), method)), Some((name, method)));
+        for method in [
+            None,
+            Some(Method::Zstd),
+            Some(Method::Gzip),
+            Some(Method::Lz4),
+        ] {
+            assert_eq!(
+                parse_wal(&wal(&name.to_string(), method)),
+                Some((name, method))
+            );
         }
-        assert_eq!(parse_wal(&key("wal_005/00000001000000000000000A.zst.tmp".into())), None);
-        assert_eq!(parse_wal(&key("wal_005/00000001000000000000000A.growing.zst".into())), None);
+        assert_eq!(
+            parse_wal(&key("wal_005/00000001000000000000000A.zst.tmp".into())),
+            None
+        );
+        assert_eq!(
+            parse_wal(&key("wal_005/00000001000000000000000A.growing.zst".into())),
+            None
+        );
 
         let id: BackupId = "base_000000010000000000000002_00000040".parse().unwrap();
-        assert_eq!(parse_backup(&id.sentinel()), Some(BackupKey::Sentinel(&id.to_string())));
-        assert_eq!(parse_backup(&id.part(7, Method::Zstd)), Some(BackupKey::Inside(&id.to_string())));
+        assert_eq!(
+            parse_backup(&id.sentinel()),
+            Some(BackupKey::Sentinel(&id.to_string()))
+        );
+        assert_eq!(
+            parse_backup(&id.part(7, Method::Zstd)),
+            Some(BackupKey::Inside(&id.to_string()))
+        );
         assert_eq!(
             id.part(7, Method::Zstd).as_str(),
             "basebackups_005/base_000000010000000000000002_00000040/tar_partitions/part_00000007.tar.zst"
         );
         assert_eq!(
-            parse_gap(&key("gaps/00000001_0000000003000000_0000000005000000.json".into())),
+            parse_gap(&key(
+                "gaps/00000001_0000000003000000_0000000005000000.json".into()
+            )),
             Some((TimelineId(1), 0x300_0000, 0x500_0000))
         );
-        assert_eq!(parse_gap(&key("gaps/00000001_0000000005000000_0000000003000000.json".into())), None);
+        assert_eq!(
+            parse_gap(&key(
+                "gaps/00000001_0000000005000000_0000000003000000.json".into()
+            )),
+            None
+        );
     }
 }

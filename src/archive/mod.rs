@@ -32,7 +32,10 @@ impl Archive {
     /// same, so where the store cannot promise the condition a look comes first.
     pub fn create(&self, key: &Key, bytes: &[u8]) -> Result<()> {
         if !self.store.features().atomic_absent && self.store.head(key)?.is_some() {
-            return Err(Error::new(Kind::Exists, format!("object {key} exists already")));
+            return Err(Error::new(
+                Kind::Exists,
+                format!("object {key} exists already"),
+            ));
         }
         self.store.put(key, bytes, When::Absent)
     }
@@ -41,8 +44,15 @@ impl Archive {
     pub fn read_document(&self, key: &Key) -> Result<Vec<u8>> {
         let body = self.store.get(key, 0)?;
         if body.size > limits::JSON_BYTES_MAX {
-            return Err(Error::new(Kind::Corrupt, format!("object {key} is too large to be read"))
-                .detail(format!("It has {} bytes; a document has at most {}.", body.size, limits::JSON_BYTES_MAX)));
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("object {key} is too large to be read"),
+            )
+            .detail(format!(
+                "It has {} bytes; a document has at most {}.",
+                body.size,
+                limits::JSON_BYTES_MAX
+            )));
         }
         let mut bytes = Vec::with_capacity(body.size as usize);
         body.reader
@@ -64,7 +74,8 @@ fn parse_json<T: serde::de::DeserializeOwned>(key: &Key, bytes: &[u8]) -> Result
 
 /// Renders a JSON document for people and programs alike.
 fn render_json<T: serde::Serialize>(value: &T) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec_pretty(value).expect("our documents have string keys and finite numbers");
+    let mut bytes = serde_json::to_vec_pretty(value)
+        .expect("our documents have string keys and finite numbers");
     bytes.push(b'\n');
     bytes
 }

@@ -40,9 +40,25 @@ struct Sink<'a> {
 
 impl<'a> ObjectWriter<'a> {
     /// Nothing reaches the store before a whole piece is filled.
-    pub fn new(store: &'a dyn Store, key: Key, compression: Compression) -> Result<ObjectWriter<'a>> {
-        let sink = Sink { store, key, piece: Vec::new(), sent: 0, pieces: 0, digest: Sha256::new(), upload: None };
-        Ok(ObjectWriter { encoder: Encoder::new(compression, sink)?, codec: compression.method.to_string(), raw_bytes: 0 })
+    pub fn new(
+        store: &'a dyn Store,
+        key: Key,
+        compression: Compression,
+    ) -> Result<ObjectWriter<'a>> {
+        let sink = Sink {
+            store,
+            key,
+            piece: Vec::new(),
+            sent: 0,
+            pieces: 0,
+            digest: Sha256::new(),
+            upload: None,
+        };
+        Ok(ObjectWriter {
+            encoder: Encoder::new(compression, sink)?,
+            codec: compression.method.to_string(),
+            raw_bytes: 0,
+        })
     }
 
     /// Makes the object appear; `Kind::Exists` if there is one.
@@ -52,7 +68,14 @@ impl<'a> ObjectWriter<'a> {
         let digest = std::mem::take(&mut sink.digest);
         let stored_bytes = sink.finish()?;
         let sha256 = hex(&digest.finish());
-        Ok(Object { key, stored_bytes, raw_bytes: self.raw_bytes, sha256, codec: self.codec, key_id: None })
+        Ok(Object {
+            key,
+            stored_bytes,
+            raw_bytes: self.raw_bytes,
+            sha256,
+            codec: self.codec,
+            key_id: None,
+        })
     }
 }
 
@@ -75,7 +98,10 @@ impl Sink<'_> {
         }
         match self.upload {
             Some(upload) => upload.finish(self.pieces, self.sent).map(|()| self.sent),
-            None => self.store.put(&self.key, &self.piece, When::Absent).map(|()| self.piece.len() as u64),
+            None => self
+                .store
+                .put(&self.key, &self.piece, When::Absent)
+                .map(|()| self.piece.len() as u64),
         }
     }
 }

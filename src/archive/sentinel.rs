@@ -200,9 +200,17 @@ impl Details {
 }
 
 /// The segments that a backup from `start` to `stop` needs: those with bytes in start..stop.
-pub fn needed_segments(timeline: TimelineId, start: Lsn, stop: Lsn, size: SegmentSize) -> Result<Vec<Segment>> {
+pub fn needed_segments(
+    timeline: TimelineId,
+    start: Lsn,
+    stop: Lsn,
+    size: SegmentSize,
+) -> Result<Vec<Segment>> {
     if stop <= start || stop.0 - start.0 > u64::from(u32::MAX) * size.bytes() {
-        return Err(Error::new(Kind::Corrupt, format!("a backup cannot last from {start} to {stop}")));
+        return Err(Error::new(
+            Kind::Corrupt,
+            format!("a backup cannot last from {start} to {stop}"),
+        ));
     }
     let mut segment = Segment::holding(timeline, start, size);
     let last = Segment::holding(timeline, Lsn(stop.0 - 1), size);
@@ -233,13 +241,19 @@ impl Sentinel {
     /// Our member, or why this backup cannot be used by this version.
     pub fn details(&self, id: &BackupId) -> Result<&Details> {
         let details = self.seawall.as_ref().ok_or_else(|| {
-            Error::new(Kind::Unavailable, format!("backup {id} was written by another tool"))
-                .hint("Restore it with the tool that wrote it.")
+            Error::new(
+                Kind::Unavailable,
+                format!("backup {id} was written by another tool"),
+            )
+            .hint("Restore it with the tool that wrote it.")
         })?;
         if details.format > FORMAT {
-            return Err(Error::new(Kind::Unavailable, format!("backup {id} has format {}", details.format))
-                .detail(format!("This seawall knows formats up to {FORMAT}."))
-                .hint("Use a newer seawall for this backup."));
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("backup {id} has format {}", details.format),
+            )
+            .detail(format!("This seawall knows formats up to {FORMAT}."))
+            .hint("Use a newer seawall for this backup."));
         }
         Ok(details)
     }
@@ -252,13 +266,36 @@ mod tests {
     #[test]
     fn the_last_needed_segment_holds_the_byte_before_stop() {
         let size = SegmentSize::new(1 << 20).unwrap();
-        let cases = [("0/100028", "0/100100", 1), ("0/100028", "0/200000", 1), ("0/100028", "0/200001", 2), ("0/0", "0/500000", 5)];
+        let cases = [
+            ("0/100028", "0/100100", 1),
+            ("0/100028", "0/200000", 1),
+            ("0/100028", "0/200001", 2),
+            ("0/0", "0/500000", 5),
+        ];
         for (start, stop, count) in cases {
-            let segments = needed_segments(TimelineId(1), start.parse().unwrap(), stop.parse().unwrap(), size).unwrap();
+            let segments = needed_segments(
+                TimelineId(1),
+                start.parse().unwrap(),
+                stop.parse().unwrap(),
+                size,
+            )
+            .unwrap();
             assert_eq!(segments.len(), count, "{start} {stop}");
         }
-        for (start, stop) in [("0/100", "0/100"), ("0/200", "0/100"), ("0/0", "FFFFFFFF/0")] {
-            assert!(needed_segments(TimelineId(1), start.parse().unwrap(), stop.parse().unwrap(), size).is_err());
+        for (start, stop) in [
+            ("0/100", "0/100"),
+            ("0/200", "0/100"),
+            ("0/0", "FFFFFFFF/0"),
+        ] {
+            assert!(
+                needed_segments(
+                    TimelineId(1),
+                    start.parse().unwrap(),
+                    stop.parse().unwrap(),
+                    size
+                )
+                .is_err()
+            );
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What this host remembers of a prefix: that it was initialised, and for which cluster. Losing it loses no
 //! safety but one: a prefix whose identity object is gone can then no longer be told from a new one.
 
-use crate::disk::durable::{NewFile, Publish};
 use crate::disk;
+use crate::disk::durable::{NewFile, Publish};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{SegmentSize, SystemId};
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,9 @@ impl Memory {
 impl State {
     /// The memory in `directory`, which need not exist yet.
     pub fn in_directory(directory: PathBuf) -> State {
-        State { directory: Some(directory) }
+        State {
+            directory: Some(directory),
+        }
     }
 
     /// No memory: every run is the first.
@@ -51,13 +53,18 @@ impl State {
 
     /// What is remembered; nothing if there is no file. A damaged file counts as nothing, with a warning.
     pub fn read(&self) -> Result<Memory> {
-        let Some(path) = self.file() else { return Ok(Memory::default()) };
+        let Some(path) = self.file() else {
+            return Ok(Memory::default());
+        };
         let bytes = match disk::read_small(&path) {
             Err(e) if e.kind() == Kind::Missing => return Ok(Memory::default()),
             other => other?,
         };
         serde_json::from_slice(&bytes).or_else(|cause| {
-            log::warn!("state file {} is damaged and is not used: {cause}", path.display());
+            log::warn!(
+                "state file {} is damaged and is not used: {cause}",
+                path.display()
+            );
             Ok(Memory::default())
         })
     }
@@ -67,15 +74,24 @@ impl State {
         let result = self.read().and_then(|before| {
             let mut after = before.clone();
             change(&mut after);
-            if after == before { Ok(()) } else { self.write(&after) }
+            if after == before {
+                Ok(())
+            } else {
+                self.write(&after)
+            }
         });
         if let Err(error) = result {
-            log::warn!("could not remember the state of the archive: {}", error.one_line());
+            log::warn!(
+                "could not remember the state of the archive: {}",
+                error.one_line()
+            );
         }
     }
 
     fn write(&self, memory: &Memory) -> Result<()> {
-        let Some(path) = self.file() else { return Ok(()) };
+        let Some(path) = self.file() else {
+            return Ok(());
+        };
         if let Some(directory) = &self.directory {
             disk::create_dirs(directory, 0o700)?;
         }
@@ -86,7 +102,9 @@ impl State {
     }
 
     fn file(&self) -> Option<PathBuf> {
-        self.directory.as_ref().map(|directory| directory.join("archive.json"))
+        self.directory
+            .as_ref()
+            .map(|directory| directory.join("archive.json"))
     }
 }
 

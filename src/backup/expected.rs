@@ -32,17 +32,34 @@ impl Expected {
                 FileChecksum::Crc32c(crc) => Some(crc),
                 FileChecksum::None => None,
                 other => {
-                    return Err(Error::new(Kind::Unavailable, "the manifest has checksums of a kind that seawall does not write")
-                        .detail(format!("They are {}.", other.algorithm().unwrap_or("none"))));
+                    return Err(Error::new(
+                        Kind::Unavailable,
+                        "the manifest has checksums of a kind that seawall does not write",
+                    )
+                    .detail(format!("They are {}.", other.algorithm().unwrap_or("none"))));
                 }
             };
-            let twice = files.insert(hash(&file.path), File { size: file.size, crc32c, seen: false });
+            let twice = files.insert(
+                hash(&file.path),
+                File {
+                    size: file.size,
+                    crc32c,
+                    seen: false,
+                },
+            );
             match twice {
                 None => Ok(()),
-                Some(_) => Err(Error::new(Kind::Corrupt, format!("the manifest names \"{}\" twice", file.path.display()))),
+                Some(_) => Err(Error::new(
+                    Kind::Corrupt,
+                    format!("the manifest names \"{}\" twice", file.path.display()),
+                )),
             }
         })?;
-        Ok(Expected(Mutex::new(State { files, seen: 0, bytes: 0 })))
+        Ok(Expected(Mutex::new(State {
+            files,
+            seen: 0,
+            bytes: 0,
+        })))
     }
 
     /// Compares a file that was written with what the manifest says. WAL files inside a backup of a server that
@@ -51,16 +68,29 @@ impl Expected {
         if name.starts_with("pg_wal") {
             return Ok(());
         }
-        let mut state = self.0.lock().expect("no thread panics while it counts files");
+        let mut state = self
+            .0
+            .lock()
+            .expect("no thread panics while it counts files");
         let unexpected = |why: &str| {
-            Error::new(Kind::Corrupt, format!("file \"{}\" does not match the manifest", name.display())).detail(why)
+            Error::new(
+                Kind::Corrupt,
+                format!("file \"{}\" does not match the manifest", name.display()),
+            )
+            .detail(why)
         };
-        let file = state.files.get_mut(&hash(name)).ok_or_else(|| unexpected("The manifest does not name it."))?;
+        let file = state
+            .files
+            .get_mut(&hash(name))
+            .ok_or_else(|| unexpected("The manifest does not name it."))?;
         if file.seen {
             return Err(unexpected("The backup contains it twice."));
         }
         if file.size != size {
-            return Err(unexpected(&format!("It has {size} bytes instead of {}.", file.size)));
+            return Err(unexpected(&format!(
+                "It has {size} bytes instead of {}.",
+                file.size
+            )));
         }
         if file.crc32c.is_some_and(|expected| expected != crc32c) {
             return Err(unexpected("Its CRC-32C is another one."));
@@ -73,12 +103,21 @@ impl Expected {
 
     /// Every file of the manifest must have come.
     pub fn all_seen(&self) -> Result<super::fetch::Restored> {
-        let state = self.0.lock().expect("no thread panics while it counts files");
+        let state = self
+            .0
+            .lock()
+            .expect("no thread panics while it counts files");
         let missing = state.files.len() as u64 - state.seen;
         if missing > 0 {
-            return Err(Error::new(Kind::Corrupt, format!("{missing} files of the manifest are not in the backup")));
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("{missing} files of the manifest are not in the backup"),
+            ));
         }
-        Ok(super::fetch::Restored { files: state.seen, bytes: state.bytes })
+        Ok(super::fetch::Restored {
+            files: state.seen,
+            bytes: state.bytes,
+        })
     }
 }
 

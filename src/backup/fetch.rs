@@ -70,7 +70,9 @@ pub fn fetch(
     let has_tablespaces = !backup.sentinel.spec.tablespaces.is_empty();
     let mut settings = options.settings.clone();
     if options.placement.blind && has_tablespaces {
-        log::info!("tablespaces become plain directories below pg_tblspc; allow_in_place_tablespaces is set");
+        log::info!(
+            "tablespaces become plain directories below pg_tblspc; allow_in_place_tablespaces is set"
+        );
         settings.in_place_tablespaces = true;
     }
     let target = Target::new(data, places, options.waldir.clone());
@@ -78,8 +80,17 @@ pub fn fetch(
     let (manifest, expected) = read_manifest(archive, &details.manifest)?;
     progress.expect(backup.sentinel.expanded_size_bytes);
     target.create()?;
-    let restore = Restore { archive, target, expected, progress, stop, control: Mutex::new(None) };
-    let restored = restore.parts(details, options.threads).and_then(|()| restore.finish(&manifest, &settings));
+    let restore = Restore {
+        archive,
+        target,
+        expected,
+        progress,
+        stop,
+        control: Mutex::new(None),
+    };
+    let restored = restore
+        .parts(details, options.threads)
+        .and_then(|()| restore.finish(&manifest, &settings));
     restored.map_err(|e| {
         e.context(format!("backup {} was not restored", backup.id)).hint(format!(
             "\"{}\" is incomplete and cannot be started (it has no global/pg_control). Remove it before you try again.",
@@ -92,9 +103,9 @@ pub fn fetch(
 fn read_manifest(archive: &Archive, object: &Object) -> Result<(Vec<u8>, Expected)> {
     let mut text = Vec::new();
     let mut reader = StoredObject::open(archive, object)?;
-    reader
-        .read_to_end(&mut text)
-        .map_err(|e| from_io("could not read the object", e).context(format!("could not fetch {}", object.key)))?;
+    reader.read_to_end(&mut text).map_err(|e| {
+        from_io("could not read the object", e).context(format!("could not fetch {}", object.key))
+    })?;
     reader.finish()?;
     let expected = Expected::read(&text)?;
     Ok((text, expected))
@@ -107,7 +118,10 @@ impl Restore<'_> {
             threads,
             self.stop,
             |submit| details.parts.iter().try_for_each(submit),
-            |_, part: &Object| self.part(part).map_err(|e| present(e).context(format!("could not restore {}", part.key))),
+            |_, part: &Object| {
+                self.part(part)
+                    .map_err(|e| present(e).context(format!("could not restore {}", part.key)))
+            },
         )
     }
 
@@ -121,8 +135,14 @@ impl Restore<'_> {
                 EntryKind::Directory => self.target.directory(&header.path, header.mode)?,
                 EntryKind::File => self.file(&header, &mut archive, &mut buffer)?,
                 _ => {
-                    return Err(Error::new(Kind::Corrupt, format!("member \"{}\" is neither a file nor a directory", header.path.display()))
-                        .detail("Backups of seawall contain no links."));
+                    return Err(Error::new(
+                        Kind::Corrupt,
+                        format!(
+                            "member \"{}\" is neither a file nor a directory",
+                            header.path.display()
+                        ),
+                    )
+                    .detail("Backups of seawall contain no links."));
                 }
             }
         }
@@ -135,11 +155,19 @@ impl Restore<'_> {
             return self.hold_control(header, body);
         }
         // A signal file of the source would start a recovery or a standby that nobody asked for.
-        let skipped = ["recovery.signal", "standby.signal"].iter().any(|signal| name == Path::new(signal));
-        let mut file = if skipped { None } else { Some(self.target.create_file(name, header.mode)?) };
+        let skipped = ["recovery.signal", "standby.signal"]
+            .iter()
+            .any(|signal| name == Path::new(signal));
+        let mut file = if skipped {
+            None
+        } else {
+            Some(self.target.create_file(name, header.mode)?)
+        };
         let mut crc = Crc32c::new();
         loop {
-            let count = body.read(buffer).map_err(|e| from_io("could not read the backup", e))?;
+            let count = body
+                .read(buffer)
+                .map_err(|e| from_io("could not read the backup", e))?;
             if count == 0 {
                 break;
             }
@@ -159,10 +187,13 @@ impl Restore<'_> {
     /// pg_control waits in memory until everything else is safe.
     fn hold_control(&self, header: &tar::Header, body: &mut impl Read) -> Result<()> {
         let mut bytes = Vec::new();
-        body.take(limits::SMALL_FILE_BYTES_MAX).read_to_end(&mut bytes).map_err(|e| from_io("could not read the backup", e))?;
+        body.take(limits::SMALL_FILE_BYTES_MAX)
+            .read_to_end(&mut bytes)
+            .map_err(|e| from_io("could not read the backup", e))?;
         let mut crc = Crc32c::new();
         crc.update(&bytes);
-        self.expected.check(&header.path, header.size, crc.value())?;
+        self.expected
+            .check(&header.path, header.size, crc.value())?;
         ControlFile::parse(&bytes)?;
         *self.control.lock().expect("only stored and taken") = Some(bytes);
         Ok(())
@@ -171,7 +202,8 @@ impl Restore<'_> {
     fn finish(&self, manifest: &[u8], settings: &recovery::Settings) -> Result<Restored> {
         let restored = self.expected.all_seen()?;
         let control = self.control.lock().expect("only stored and taken").take();
-        let control = control.ok_or_else(|| Error::new(Kind::Corrupt, "the backup has no global/pg_control"))?;
+        let control = control
+            .ok_or_else(|| Error::new(Kind::Corrupt, "the backup has no global/pg_control"))?;
         self.target.links()?;
         self.target.write_new("backup_manifest", manifest)?;
         recovery::write(self.target.data(), settings)?;
@@ -200,7 +232,10 @@ struct Hashed<R> {
 impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.digest.lock().expect("one reader").update(&buffer[..count]);
+        self.digest
+            .lock()
+            .expect("one reader")
+            .update(&buffer[..count]);
         Ok(count)
     }
 }
@@ -211,12 +246,29 @@ impl StoredObject {
         let method: Method = object.codec.parse()?;
         let body = archive.store.get(&key, 0).map_err(present)?;
         if body.size != object.stored_bytes {
-            return Err(Error::new(Kind::Corrupt, format!("object {key} has another size than when it was stored"))
-                .detail(format!("It has {} bytes instead of {}.", body.size, object.stored_bytes)));
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("object {key} has another size than when it was stored"),
+            )
+            .detail(format!(
+                "It has {} bytes instead of {}.",
+                body.size, object.stored_bytes
+            )));
         }
         let digest = Arc::new(Mutex::new(Sha256::new()));
-        let decoded = codec::decoder(method, Hashed { inner: body.reader, digest: digest.clone() });
-        Ok(StoredObject { key: object.key.clone(), decoded, digest, sha256: object.sha256.clone() })
+        let decoded = codec::decoder(
+            method,
+            Hashed {
+                inner: body.reader,
+                digest: digest.clone(),
+            },
+        );
+        Ok(StoredObject {
+            key: object.key.clone(),
+            decoded,
+            digest,
+            sha256: object.sha256.clone(),
+        })
     }
 
     /// Reads what is left and compares the digest.
@@ -229,8 +281,14 @@ impl StoredObject {
         if found == self.sha256 {
             return Ok(());
         }
-        Err(Error::new(Kind::Corrupt, format!("object {} is not the one that was stored", self.key))
-            .detail(format!("Its SHA-256 is {found}, the sentinel says {}.", self.sha256)))
+        Err(Error::new(
+            Kind::Corrupt,
+            format!("object {} is not the one that was stored", self.key),
+        )
+        .detail(format!(
+            "Its SHA-256 is {found}, the sentinel says {}.",
+            self.sha256
+        )))
     }
 }
 

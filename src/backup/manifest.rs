@@ -15,14 +15,23 @@ pub struct ManifestObject<'a>(Mutex<ManifestWriter<ObjectWriter<'a>>>);
 
 impl<'a> ManifestObject<'a> {
     /// An empty manifest in the form that the server's version reads.
-    pub fn new(version: ServerVersion, system_id: SystemId, object: ObjectWriter<'a>) -> Result<ManifestObject<'a>> {
+    pub fn new(
+        version: ServerVersion,
+        system_id: SystemId,
+        object: ObjectWriter<'a>,
+    ) -> Result<ManifestObject<'a>> {
         let system_id = (version.manifest_version() >= 2).then_some(system_id);
-        Ok(ManifestObject(Mutex::new(ManifestWriter::new(object, system_id)?)))
+        Ok(ManifestObject(Mutex::new(ManifestWriter::new(
+            object, system_id,
+        )?)))
     }
 
     /// Adds a file that was read to its end.
     pub fn add(&self, file: &Finished) -> Result<()> {
-        let mut writer = self.0.lock().expect("no thread panics while it writes the manifest");
+        let mut writer = self
+            .0
+            .lock()
+            .expect("no thread panics while it writes the manifest");
         writer.add(&ManifestFile {
             path: file.name.clone(),
             size: file.size,
@@ -33,7 +42,10 @@ impl<'a> ManifestObject<'a> {
 
     /// Ends the manifest with the WAL that the backup needs, and stores it.
     pub fn finish(self, wal: WalRange) -> Result<Object> {
-        let writer = self.0.into_inner().expect("no thread panics while it writes the manifest");
+        let writer = self
+            .0
+            .into_inner()
+            .expect("no thread panics while it writes the manifest");
         writer.finish(&[wal])?.finish()
     }
 }

@@ -70,7 +70,10 @@ pub fn take(archive: &Archive, id: &BackupId, owner: &Owner) -> Result<()> {
         Err(e) => return Err(e),
     }
     if archive.store.head(&id.sentinel())?.is_some() {
-        return Err(Error::new(Kind::Exists, format!("backup {id} is complete already")));
+        return Err(Error::new(
+            Kind::Exists,
+            format!("backup {id} is complete already"),
+        ));
     }
     remove_all(archive, id)?;
     archive.create(&id.owner(), &bytes)
@@ -78,9 +81,12 @@ pub fn take(archive: &Archive, id: &BackupId, owner: &Owner) -> Result<()> {
 
 fn refuse_the_living(id: &BackupId, us: &Owner, bytes: &[u8]) -> Result<()> {
     let other: Owner = serde_json::from_slice(bytes).map_err(|e| {
-        Error::new(Kind::Locked, format!("backup {id} has an owner that cannot be read"))
-            .because(e)
-            .hint("If no other backup runs, remove the objects below its directory.")
+        Error::new(
+            Kind::Locked,
+            format!("backup {id} has an owner that cannot be read"),
+        )
+        .because(e)
+        .hint("If no other backup runs, remove the objects below its directory.")
     })?;
     if other.id == us.id {
         return Ok(());
@@ -90,7 +96,11 @@ fn refuse_the_living(id: &BackupId, us: &Owner, bytes: &[u8]) -> Result<()> {
             .detail(format!("Process {} on host {} began it at {}.", other.pid, other.host, other.started))
             .hint("Wait for it. If that host is gone for good, remove the objects below the backup's directory."));
     }
-    log::info!("removing what an interrupted backup {id} left (process {} on {})", other.pid, other.host);
+    log::info!(
+        "removing what an interrupted backup {id} left (process {} on {})",
+        other.pid,
+        other.host
+    );
     Ok(())
 }
 
@@ -107,7 +117,10 @@ pub fn remove_all(archive: &Archive, id: &BackupId) -> Result<()> {
 
 /// This host's name.
 pub fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn boot_id() -> String {
@@ -119,7 +132,12 @@ fn boot_id() -> String {
 fn process_start(pid: u32) -> Option<u64> {
     let bytes = disk::read_small(Path::new(&format!("/proc/{pid}/stat"))).ok()?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()
+    text.rsplit_once(')')?
+        .1
+        .split_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
 }
 
 #[cfg(test)]
@@ -132,7 +150,11 @@ mod tests {
 
     fn archive() -> Archive {
         let compression = Compression::new(Method::Zstd, None).unwrap();
-        Archive { store: Box::new(MemStore::new()), compression, state: State::none() }
+        Archive {
+            store: Box::new(MemStore::new()),
+            compression,
+            state: State::none(),
+        }
     }
 
     fn id() -> BackupId {
@@ -145,20 +167,48 @@ mod tests {
         let first = Owner::current(Timestamp(0)).unwrap();
         take(&archive, &id(), &first).unwrap();
         let second = Owner::current(Timestamp(0)).unwrap();
-        assert_eq!(take(&archive, &id(), &second).unwrap_err().kind(), Kind::Locked);
+        assert_eq!(
+            take(&archive, &id(), &second).unwrap_err().kind(),
+            Kind::Locked
+        );
 
-        let elsewhere = archive_with(&Owner { host: "elsewhere".into(), pid: 0, ..first });
-        assert_eq!(take(&elsewhere, &id(), &second).unwrap_err().kind(), Kind::Locked);
+        let elsewhere = archive_with(&Owner {
+            host: "elsewhere".into(),
+            pid: 0,
+            ..first
+        });
+        assert_eq!(
+            take(&elsewhere, &id(), &second).unwrap_err().kind(),
+            Kind::Locked
+        );
     }
 
     #[test]
     fn what_a_dead_owner_left_is_removed() {
         let us = Owner::current(Timestamp(0)).unwrap();
-        for dead in [Owner { boot: "before".into(), ..us.clone() }, Owner { process_start: us.process_start + 1, ..us.clone() }] {
-            let archive = archive_with(&Owner { id: "theirs".into(), ..dead });
+        for dead in [
+            Owner {
+                boot: "before".into(),
+                ..us.clone()
+            },
+            Owner {
+                process_start: us.process_start + 1,
+                ..us.clone()
+            },
+        ] {
+            let archive = archive_with(&Owner {
+                id: "theirs".into(),
+                ..dead
+            });
             take(&archive, &id(), &us).unwrap();
             let mut keys = Vec::new();
-            archive.store.list(&id().directory(), "", &mut |o| { keys.push(o.key); Ok(true) }).unwrap();
+            archive
+                .store
+                .list(&id().directory(), "", &mut |o| {
+                    keys.push(o.key);
+                    Ok(true)
+                })
+                .unwrap();
             assert_eq!(keys, [id().owner()]);
         }
     }
@@ -166,10 +216,22 @@ mod tests {
     #[test]
     fn a_complete_backup_is_not_touched() {
         let us = Owner::current(Timestamp(0)).unwrap();
-        let archive = archive_with(&Owner { boot: "before".into(), ..us.clone() });
-        archive.store.put(&id().sentinel(), b"{}", When::Absent).unwrap();
+        let archive = archive_with(&Owner {
+            boot: "before".into(),
+            ..us.clone()
+        });
+        archive
+            .store
+            .put(&id().sentinel(), b"{}", When::Absent)
+            .unwrap();
         assert_eq!(take(&archive, &id(), &us).unwrap_err().kind(), Kind::Exists);
-        assert!(archive.store.head(&id().part(0, Method::Zstd)).unwrap().is_some());
+        assert!(
+            archive
+                .store
+                .head(&id().part(0, Method::Zstd))
+                .unwrap()
+                .is_some()
+        );
     }
 
     fn archive_with(owner: &Owner) -> Archive {

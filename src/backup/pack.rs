@@ -45,21 +45,40 @@ impl<'a, 'm> Packing<'a, 'm> {
     ) -> Result<Packing<'a, 'm>> {
         let worker = || {
             let compressor = Compressor::new(compression)?;
-            Ok(Mutex::new(Worker { raw: Vec::with_capacity(CHUNK_BYTES), compressor }))
+            Ok(Mutex::new(Worker {
+                raw: Vec::with_capacity(CHUNK_BYTES),
+                compressor,
+            }))
         };
-        let workers = (0..threads.max(1)).map(|_| worker()).collect::<Result<_>>()?;
-        Ok(Packing { manifest, findings: Mutex::default(), rate, progress, stop, workers })
+        let workers = (0..threads.max(1))
+            .map(|_| worker())
+            .collect::<Result<_>>()?;
+        Ok(Packing {
+            manifest,
+            findings: Mutex::default(),
+            rate,
+            progress,
+            stop,
+            workers,
+        })
     }
 
     /// Handles one chunk on worker `number`.
     pub fn pack(&self, number: usize, chunk: Chunk<'_>) -> Result<()> {
-        let mut worker = self.workers[number].lock().expect("each worker has its own");
+        let mut worker = self.workers[number]
+            .lock()
+            .expect("each worker has its own");
         let Worker { raw, compressor } = &mut *worker;
         let mut findings = Findings::default();
-        pages::fill(&chunk.pieces, raw, &mut findings, &mut |file| match self.manifest {
-            Some(manifest) => manifest.add(&file),
-            None => Ok(()),
-        })?;
+        pages::fill(
+            &chunk.pieces,
+            raw,
+            &mut findings,
+            &mut |file| match self.manifest {
+                Some(manifest) => manifest.add(&file),
+                None => Ok(()),
+            },
+        )?;
         self.report(findings);
         if let Some(rate) = self.rate {
             rate.take(raw.len() as u64, self.stop)?;
@@ -76,7 +95,10 @@ impl<'a, 'm> Packing<'a, 'm> {
         if findings.bad_pages.is_empty() {
             return;
         }
-        let mut all = self.findings.lock().expect("no thread panics while it counts bad pages");
+        let mut all = self
+            .findings
+            .lock()
+            .expect("no thread panics while it counts bad pages");
         for page in findings.bad_pages {
             log::warn!("page checksum is wrong: {page}");
             all.bad_pages += 1;

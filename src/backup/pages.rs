@@ -70,22 +70,49 @@ const TRIES: u32 = 5;
 
 impl Source {
     /// An open file that will be `size` bytes long in the backup.
-    pub fn new(name: PathBuf, file: File, size: u64, modified: Timestamp, rules: Option<PageRules>) -> Source {
-        Source { name, size, modified, file, rules, sums: Mutex::default() }
+    pub fn new(
+        name: PathBuf,
+        file: File,
+        size: u64,
+        modified: Timestamp,
+        rules: Option<PageRules>,
+    ) -> Source {
+        Source {
+            name,
+            size,
+            modified,
+            file,
+            rules,
+            sums: Mutex::default(),
+        }
     }
 
     /// Appends `length` bytes from `offset` to `out`, zeros where the file became shorter, and checks pages.
     /// Answers the file's CRC when this was its last piece.
-    fn read(&self, offset: u64, length: usize, out: &mut Vec<u8>, findings: &mut Findings) -> Result<Option<Finished>> {
+    fn read(
+        &self,
+        offset: u64,
+        length: usize,
+        out: &mut Vec<u8>,
+        findings: &mut Findings,
+    ) -> Result<Option<Finished>> {
         let from = out.len();
         out.resize(from + length, 0);
         let bytes = &mut out[from..];
         let read = self.fill(bytes, offset)?;
         if let Some(rules) = self.rules {
             for start in (0..read / PAGE_BYTES * PAGE_BYTES).step_by(PAGE_BYTES) {
-                let block = rules.first_block + ((offset + start as u64) / PAGE_BYTES as u64) as u32;
-                if !self.page_is_fine(&mut bytes[start..start + PAGE_BYTES], offset + start as u64, block, rules)? {
-                    findings.bad_pages.push(format!("{}, block {block}", self.name.display()));
+                let block =
+                    rules.first_block + ((offset + start as u64) / PAGE_BYTES as u64) as u32;
+                if !self.page_is_fine(
+                    &mut bytes[start..start + PAGE_BYTES],
+                    offset + start as u64,
+                    block,
+                    rules,
+                )? {
+                    findings
+                        .bad_pages
+                        .push(format!("{}, block {block}", self.name.display()));
                 }
             }
         }
@@ -100,13 +127,24 @@ impl Source {
                 Ok(0) => break,
                 Ok(count) => done += count,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io(format!("could not read file \"{}\"", self.name.display()), e)),
+                Err(e) => {
+                    return Err(Error::io(
+                        format!("could not read file \"{}\"", self.name.display()),
+                        e,
+                    ));
+                }
             }
         }
         Ok(done)
     }
 
-    fn page_is_fine(&self, bytes: &mut [u8], offset: u64, block: u32, rules: PageRules) -> Result<bool> {
+    fn page_is_fine(
+        &self,
+        bytes: &mut [u8],
+        offset: u64,
+        block: u32,
+        rules: PageRules,
+    ) -> Result<bool> {
         for _ in 0..TRIES {
             match page::verify(bytes, block) {
                 PageVerdict::New | PageVerdict::Good => return Ok(true),
@@ -123,30 +161,49 @@ impl Source {
     fn account(&self, offset: u64, bytes: &[u8]) -> Option<Finished> {
         let mut crc = Crc32c::new();
         crc.update(bytes);
-        let mut sums = self.sums.lock().expect("no thread panics while it holds the sums of a file");
+        let mut sums = self
+            .sums
+            .lock()
+            .expect("no thread panics while it holds the sums of a file");
         sums.pieces.push((offset, crc.value(), bytes.len() as u64));
         sums.bytes += bytes.len() as u64;
         if sums.bytes < self.size {
             return None;
         }
         sums.pieces.sort_unstable();
-        let crc32c = sums.pieces.iter().fold(0, |crc, (_, next, length)| crc32c_combine(crc, *next, *length as usize));
+        let crc32c = sums.pieces.iter().fold(0, |crc, (_, next, length)| {
+            crc32c_combine(crc, *next, *length as usize)
+        });
         Some(self.finished(crc32c))
     }
 
     /// The file with its CRC; also for an empty file, which has no pieces.
     pub fn finished(&self, crc32c: u32) -> Finished {
-        Finished { name: self.name.clone(), size: self.size, modified: self.modified, crc32c }
+        Finished {
+            name: self.name.clone(),
+            size: self.size,
+            modified: self.modified,
+            crc32c,
+        }
     }
 }
 
 /// Fills `raw` with the bytes of a chunk. Files that end in it are handed to `done`.
-pub fn fill(pieces: &[Piece], raw: &mut Vec<u8>, findings: &mut Findings, done: &mut dyn FnMut(Finished) -> Result<()>) -> Result<()> {
+pub fn fill(
+    pieces: &[Piece],
+    raw: &mut Vec<u8>,
+    findings: &mut Findings,
+    done: &mut dyn FnMut(Finished) -> Result<()>,
+) -> Result<()> {
     raw.clear();
     for piece in pieces {
         match piece {
             Piece::Bytes(bytes) => raw.extend_from_slice(bytes),
-            Piece::File { source, offset, length } => {
+            Piece::File {
+                source,
+                offset,
+                length,
+            } => {
                 if let Some(finished) = source.read(*offset, *length, raw, findings)? {
                     done(finished)?;
                 }
@@ -165,13 +222,28 @@ mod tests {
         use std::io::Write;
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        Arc::new(Source::new("base/5/1".into(), file, size, Timestamp(0), rules))
+        Arc::new(Source::new(
+            "base/5/1".into(),
+            file,
+            size,
+            Timestamp(0),
+            rules,
+        ))
     }
 
     fn read(source: &Arc<Source>, cuts: &[(u64, usize)]) -> (Vec<u8>, Vec<Finished>, Findings) {
-        let (mut all, mut raw, mut findings, mut done) = (vec![0; source.size as usize], Vec::new(), Findings::default(), Vec::new());
+        let (mut all, mut raw, mut findings, mut done) = (
+            vec![0; source.size as usize],
+            Vec::new(),
+            Findings::default(),
+            Vec::new(),
+        );
         for &(offset, length) in cuts {
-            let piece = Piece::File { source: source.clone(), offset, length };
+            let piece = Piece::File {
+                source: source.clone(),
+                offset,
+                length,
+            };
             fill(&[piece], &mut raw, &mut findings, &mut |f| {
                 done.push(f);
                 Ok(())
@@ -208,8 +280,14 @@ mod tests {
         let mut bytes = vec![0; 3 * PAGE_BYTES]; // new, then bad, then new
         bytes[PAGE_BYTES..PAGE_BYTES + 32].fill(0x11);
         let lsn = Lsn(0x1111_1111_1111_1111);
-        for (before, bad) in [(Lsn(lsn.0 + 1), vec!["base/5/1, block 131073".to_string()]), (lsn, vec![])] {
-            let rules = PageRules { before, first_block: PageRules::BLOCKS_PER_FILE };
+        for (before, bad) in [
+            (Lsn(lsn.0 + 1), vec!["base/5/1, block 131073".to_string()]),
+            (lsn, vec![]),
+        ] {
+            let rules = PageRules {
+                before,
+                first_block: PageRules::BLOCKS_PER_FILE,
+            };
             let source = source(&bytes, bytes.len() as u64, Some(rules));
             let (_, _, findings) = read(&source, &[(0, bytes.len())]);
             assert_eq!(findings.bad_pages, bad);

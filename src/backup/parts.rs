@@ -57,8 +57,17 @@ struct Piece {
 impl<'a> Part<'a> {
     /// An object that nothing has been sent of.
     pub fn new(store: &'a dyn Store, key: Key, method: Method) -> Part<'a> {
-        let order = Order { digest: Some(Sha256::new()), ..Order::default() };
-        Part { store, key, method, order: Mutex::new(order), upload: RwLock::new(None) }
+        let order = Order {
+            digest: Some(Sha256::new()),
+            ..Order::default()
+        };
+        Part {
+            store,
+            key,
+            method,
+            order: Mutex::new(order),
+            upload: RwLock::new(None),
+        }
     }
 
     /// Takes chunk `number`, compressed from `raw_bytes`; `last` says that it is the part's last one. Sends
@@ -85,7 +94,9 @@ impl<'a> Part<'a> {
     }
 
     fn locked(&self) -> MutexGuard<'_, Order> {
-        self.order.lock().expect("no thread panics while it holds the order of a part")
+        self.order
+            .lock()
+            .expect("no thread panics while it holds the order of a part")
     }
 
     fn send(&self, piece: Piece) -> Result<()> {
@@ -126,7 +137,10 @@ impl<'a> Part<'a> {
             }
         }
         let upload = self.upload.read().expect(UNPOISONED);
-        upload.as_ref().expect("begun above").piece(piece.number, piece.offset, &piece.bytes)
+        upload
+            .as_ref()
+            .expect("begun above")
+            .piece(piece.number, piece.offset, &piece.bytes)
     }
 }
 
@@ -162,7 +176,12 @@ impl Order {
             return None;
         }
         let bytes = std::mem::take(&mut self.pending);
-        let piece = Piece { number: self.pieces_cut, offset: self.cut_bytes, alone: last && self.pieces_cut == 0, bytes };
+        let piece = Piece {
+            number: self.pieces_cut,
+            offset: self.cut_bytes,
+            alone: last && self.pieces_cut == 0,
+            bytes,
+        };
         self.cut_bytes += piece.bytes.len() as u64;
         self.pieces_cut += 1;
         Some(piece)
@@ -178,7 +197,11 @@ mod tests {
     fn chunks_in_any_order_become_one_object_in_order() {
         let chunk = |n: u32| vec![n as u8; UPLOAD_PIECE_BYTES / 3 + n as usize];
         let expected: Vec<u8> = (0..8).flat_map(chunk).collect();
-        for order in [[0, 1, 2, 3, 4, 5, 6, 7], [7, 6, 5, 4, 3, 2, 1, 0], [3, 0, 7, 1, 6, 2, 5, 4]] {
+        for order in [
+            [0, 1, 2, 3, 4, 5, 6, 7],
+            [7, 6, 5, 4, 3, 2, 1, 0],
+            [3, 0, 7, 1, 6, 2, 5, 4],
+        ] {
             let store = MemStore::new();
             let key = Key::new("p").unwrap();
             let part = Part::new(&store, key.clone(), Method::Zstd);
@@ -188,9 +211,13 @@ mod tests {
             }
             let object = part.finished().unwrap();
             let mut stored = Vec::new();
-            std::io::Read::read_to_end(&mut store.get(&key, 0).unwrap().reader, &mut stored).unwrap();
+            std::io::Read::read_to_end(&mut store.get(&key, 0).unwrap().reader, &mut stored)
+                .unwrap();
             assert!(stored == expected);
-            assert_eq!((object.stored_bytes, object.raw_bytes), (expected.len() as u64, 80));
+            assert_eq!(
+                (object.stored_bytes, object.raw_bytes),
+                (expected.len() as u64, 80)
+            );
             assert_eq!(object.sha256, hex(&crate::codec::digest::sha256(&expected)));
         }
     }
@@ -209,7 +236,8 @@ mod tests {
                         if number >= 40 {
                             return;
                         }
-                        part.add(number, vec![number as u8; 1 << 20], 1, number == 39).unwrap();
+                        part.add(number, vec![number as u8; 1 << 20], 1, number == 39)
+                            .unwrap();
                     }
                 });
             }

@@ -73,11 +73,25 @@ struct Open<'a> {
 impl<'a> Plan<'a> {
     /// A plan of parts of about `part_bytes` raw bytes each.
     pub fn new(store: &'a dyn Store, id: BackupId, method: Method, part_bytes: u64) -> Plan<'a> {
-        Plan { store, id, method, part_bytes, parts: Vec::new(), open: None, file_bytes: 0 }
+        Plan {
+            store,
+            id,
+            method,
+            part_bytes,
+            parts: Vec::new(),
+            open: None,
+            file_bytes: 0,
+        }
     }
 
     /// A directory.
-    pub fn directory(&mut self, name: &Path, mode: u32, modified_secs: i64, submit: Submit<'_, 'a>) -> Result<()> {
+    pub fn directory(
+        &mut self,
+        name: &Path,
+        mode: u32,
+        modified_secs: i64,
+        submit: Submit<'_, 'a>,
+    ) -> Result<()> {
         let mut header = Header::new(name, EntryKind::Directory);
         (header.mode, header.modified_secs) = (mode & 0o7777, modified_secs);
         self.bytes(&header.encode()?, submit)
@@ -87,13 +101,21 @@ impl<'a> Plan<'a> {
     pub fn file(&mut self, source: Arc<Source>, mode: u32, submit: Submit<'_, 'a>) -> Result<()> {
         let mut header = Header::new(&source.name, EntryKind::File);
         header.size = source.size;
-        (header.mode, header.modified_secs) = (mode & 0o7777, source.modified.0.div_euclid(1_000_000));
+        (header.mode, header.modified_secs) =
+            (mode & 0o7777, source.modified.0.div_euclid(1_000_000));
         self.bytes(&header.encode()?, submit)?;
         let mut offset = 0;
         while offset < source.size {
             let room = self.opened().room();
             let length = (source.size - offset).min(room as u64) as usize;
-            self.opened().take(Piece::File { source: source.clone(), offset, length }, length);
+            self.opened().take(
+                Piece::File {
+                    source: source.clone(),
+                    offset,
+                    length,
+                },
+                length,
+            );
             offset += length as u64;
             self.cut_if_full(submit)?;
         }
@@ -122,7 +144,14 @@ impl<'a> Plan<'a> {
     }
 
     /// A whole file that is in memory.
-    pub fn member(&mut self, name: &Path, mode: u32, modified_secs: i64, bytes: &[u8], submit: Submit<'_, 'a>) -> Result<()> {
+    pub fn member(
+        &mut self,
+        name: &Path,
+        mode: u32,
+        modified_secs: i64,
+        bytes: &[u8],
+        submit: Submit<'_, 'a>,
+    ) -> Result<()> {
         let mut header = Header::new(name, EntryKind::File);
         header.size = bytes.len() as u64;
         (header.mode, header.modified_secs) = (mode & 0o7777, modified_secs);
@@ -133,7 +162,11 @@ impl<'a> Plan<'a> {
 
     /// Closes the open part if it is large enough; called between members.
     pub fn close_if_large(&mut self, submit: Submit<'_, 'a>) -> Result<()> {
-        if self.open.as_ref().is_some_and(|open| open.part_bytes >= self.part_bytes) {
+        if self
+            .open
+            .as_ref()
+            .is_some_and(|open| open.part_bytes >= self.part_bytes)
+        {
             self.close(submit)?;
         }
         Ok(())
@@ -149,7 +182,9 @@ impl<'a> Plan<'a> {
 
     /// Ends the open part with tar's end mark.
     pub fn close(&mut self, submit: Submit<'_, 'a>) -> Result<()> {
-        let Some(mut open) = self.open.take() else { return Ok(()) };
+        let Some(mut open) = self.open.take() else {
+            return Ok(());
+        };
         open.append(&tar::END);
         submit(open.cut(true))
     }
@@ -159,7 +194,13 @@ impl<'a> Plan<'a> {
             let key = self.id.part(self.parts.len() as u32, self.method);
             let part = Arc::new(Part::new(self.store, key, self.method));
             self.parts.push(part.clone());
-            Open { part, part_bytes: 0, next_chunk: 0, pieces: Vec::new(), chunk_bytes: 0 }
+            Open {
+                part,
+                part_bytes: 0,
+                next_chunk: 0,
+                pieces: Vec::new(),
+                chunk_bytes: 0,
+            }
         })
     }
 
@@ -198,7 +239,12 @@ impl<'a> Open<'a> {
         let number = self.next_chunk;
         self.next_chunk += 1;
         self.chunk_bytes = 0;
-        Chunk { part: self.part.clone(), number, last, pieces: std::mem::take(&mut self.pieces) }
+        Chunk {
+            part: self.part.clone(),
+            number,
+            last,
+            pieces: std::mem::take(&mut self.pieces),
+        }
     }
 }
 
@@ -210,6 +256,13 @@ pub fn page_rules(name: &Path, before: crate::pg::Lsn) -> Option<PageRules> {
     if !super::scan::holds_relations(directory) {
         return None;
     }
-    let segment = name.file_name()?.to_str()?.split_once('.').map_or(Some(0), |(_, number)| number.parse().ok())?;
-    Some(PageRules { before, first_block: segment * PageRules::BLOCKS_PER_FILE })
+    let segment = name
+        .file_name()?
+        .to_str()?
+        .split_once('.')
+        .map_or(Some(0), |(_, number)| number.parse().ok())?;
+    Some(PageRules {
+        before,
+        first_block: segment * PageRules::BLOCKS_PER_FILE,
+    })
 }

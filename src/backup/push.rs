@@ -11,11 +11,13 @@ use super::plan::{self, Plan};
 use super::progress::Progress;
 use super::scan::{Found, Scan};
 use super::{now, server, spec};
+use crate::archive::Archive;
 use crate::archive::identity::Identity;
 use crate::archive::keys::BackupId;
 use crate::archive::object::ObjectWriter;
-use crate::archive::sentinel::{self, Details, Metadata, Mode, Object, PageChecksums, Sentinel, Spec};
-use crate::archive::Archive;
+use crate::archive::sentinel::{
+    self, Details, Metadata, Mode, Object, PageChecksums, Sentinel, Spec,
+};
 use crate::codec::digest::Crc32c;
 use crate::disk::{self, FileKind};
 use crate::error::{Error, Kind, Result};
@@ -119,7 +121,11 @@ impl Job<'_> {
     pub fn offline(&self, data: &Path) -> Result<Taken> {
         let control = super::offline::shut_down_cluster(data)?;
         let stop = control.checkpoint_end();
-        let identity = Identity { system_id: control.system_id, major: control.major, segment_size: control.segment_size };
+        let identity = Identity {
+            system_id: control.system_id,
+            major: control.major,
+            segment_size: control.segment_size,
+        };
         self.archive.claim(&identity, now())?;
         let facts = Facts {
             id: BackupId::new(control.timeline, control.redo, control.segment_size),
@@ -130,11 +136,17 @@ impl Job<'_> {
             start: control.redo,
             start_time: now(),
         };
-        self.owned(&facts, |job| job.offline_started(data, &control, stop, &facts))
+        self.owned(&facts, |job| {
+            job.offline_started(data, &control, stop, &facts)
+        })
     }
 
     /// Takes the backup's name, does the work, and removes what it stored if it fails.
-    pub(super) fn owned(&self, facts: &Facts, work: impl FnOnce(&Self) -> Result<Taken>) -> Result<Taken> {
+    pub(super) fn owned(
+        &self,
+        facts: &Facts,
+        work: impl FnOnce(&Self) -> Result<Taken>,
+    ) -> Result<Taken> {
         let owner = Owner::current(facts.start_time)?;
         owner::take(self.archive, &facts.id, &owner)?;
         let result = work(self);
@@ -148,7 +160,13 @@ impl Job<'_> {
         result
     }
 
-    fn local_started(&self, conn: &mut Conn, data: &Path, server: &server::Server, facts: &Facts) -> Result<Taken> {
+    fn local_started(
+        &self,
+        conn: &mut Conn,
+        data: &Path,
+        server: &server::Server,
+        facts: &Facts,
+    ) -> Result<Taken> {
         let scan = Scan::new(data, server.version_directory());
         let spec = spec::of(data, &scan.tablespaces()?)?;
         let rules = self.checks_pages(server.data_checksums, &server::control_file(data)?);
@@ -163,11 +181,23 @@ impl Job<'_> {
             self.stop,
         )?;
         let mut plan = self.plan(facts, self.measure(&scan)?);
-        pool::run("backup", self.options.threads, self.stop, |submit| {
-            self.files(&scan, &mut plan, &manifest, rules.then_some(facts.start), submit)?;
-            self.control_file(data, &mut plan, &manifest, submit)?;
-            plan.flush(submit)
-        }, |worker, chunk| packing.pack(worker, chunk))?;
+        pool::run(
+            "backup",
+            self.options.threads,
+            self.stop,
+            |submit| {
+                self.files(
+                    &scan,
+                    &mut plan,
+                    &manifest,
+                    rules.then_some(facts.start),
+                    submit,
+                )?;
+                self.control_file(data, &mut plan, &manifest, submit)?;
+                plan.flush(submit)
+            },
+            |worker, chunk| packing.pack(worker, chunk),
+        )?;
         // Only now: everything was read while the server was in backup mode.
         let stopped = server::stop_backup(conn, server)?;
         let submit = &mut |chunk| packing.pack(0, chunk);
@@ -181,8 +211,17 @@ impl Job<'_> {
         self.complete(facts, stopped.stop, spec, stored, &server.version_text)
     }
 
-    fn offline_started(&self, data: &Path, control: &ControlFile, stop: Lsn, facts: &Facts) -> Result<Taken> {
-        let scan = Scan::new(data, format!("PG_{}_{}", control.major, control.catalog_version));
+    fn offline_started(
+        &self,
+        data: &Path,
+        control: &ControlFile,
+        stop: Lsn,
+        facts: &Facts,
+    ) -> Result<Taken> {
+        let scan = Scan::new(
+            data,
+            format!("PG_{}_{}", control.major, control.catalog_version),
+        );
         let spec = spec::of(data, &scan.tablespaces()?)?;
         let rules = self.checks_pages(control.data_checksums, control);
         let manifest = self.manifest(facts)?;
@@ -196,27 +235,54 @@ impl Job<'_> {
             self.stop,
         )?;
         let mut plan = self.plan(facts, self.measure(&scan)?);
-        let segments = sentinel::needed_segments(facts.timeline, facts.start, stop, facts.identity.segment_size)?;
-        pool::run("backup", self.options.threads, self.stop, |submit| {
-            self.files(&scan, &mut plan, &manifest, rules.then_some(Lsn(u64::MAX)), submit)?;
-            super::offline::wal_members(data, &segments, &mut plan, submit)?;
-            self.control_file(data, &mut plan, &manifest, submit)?;
-            plan.close(submit)
-        }, |worker, chunk| packing.pack(worker, chunk))?;
+        let segments = sentinel::needed_segments(
+            facts.timeline,
+            facts.start,
+            stop,
+            facts.identity.segment_size,
+        )?;
+        pool::run(
+            "backup",
+            self.options.threads,
+            self.stop,
+            |submit| {
+                self.files(
+                    &scan,
+                    &mut plan,
+                    &manifest,
+                    rules.then_some(Lsn(u64::MAX)),
+                    submit,
+                )?;
+                super::offline::wal_members(data, &segments, &mut plan, submit)?;
+                self.control_file(data, &mut plan, &manifest, submit)?;
+                plan.close(submit)
+            },
+            |worker, chunk| packing.pack(worker, chunk),
+        )?;
         let again = super::offline::shut_down_cluster(data)?;
         if again.checkpoint != control.checkpoint {
-            return Err(Error::new(Kind::Refused, "the server was started while its files were read")
-                .hint("Begin again: with the server shut down, or without --while-offline."));
+            return Err(Error::new(
+                Kind::Refused,
+                "the server was started while its files were read",
+            )
+            .hint("Begin again: with the server shut down, or without --while-offline."));
         }
         let findings = self.findings(&packing, rules);
         drop(packing);
         let stored = self.stored(&plan, manifest, facts, stop, findings)?;
-        self.complete(facts, stop, spec, stored, &format!("PostgreSQL {}", facts.version))
+        self.complete(
+            facts,
+            stop,
+            spec,
+            stored,
+            &format!("PostgreSQL {}", facts.version),
+        )
     }
 
     /// Pages are checked where they carry checksums and have the size that every packaged PostgreSQL has.
     fn checks_pages(&self, checksums: bool, control: &ControlFile) -> bool {
-        let usual = control.block_size as usize == PAGE_BYTES && control.blocks_per_file == PageRules::BLOCKS_PER_FILE;
+        let usual = control.block_size as usize == PAGE_BYTES
+            && control.blocks_per_file == PageRules::BLOCKS_PER_FILE;
         checksums && self.options.verify_checksums && usual
     }
 
@@ -230,7 +296,12 @@ impl Job<'_> {
     /// A plan whose parts are large enough that there are never too many.
     pub(super) fn plan(&self, facts: &Facts, total: u64) -> Plan<'_> {
         let part_bytes = limits::TAR_PART_BYTES.max(total / limits::TAR_PARTS_MAX);
-        Plan::new(&*self.archive.store, facts.id, self.archive.compression.method, part_bytes)
+        Plan::new(
+            &*self.archive.store,
+            facts.id,
+            self.archive.compression.method,
+            part_bytes,
+        )
     }
 
     /// Adds up what will be read, for the progress and the size of the parts.
@@ -255,7 +326,12 @@ impl Job<'_> {
         submit: plan::Submit<'_, 'p>,
     ) -> Result<()> {
         scan.walk(&mut |found| match found.stat.kind {
-            FileKind::Directory => plan.directory(found.name, found.stat.mode, found.stat.modified.secs(), submit),
+            FileKind::Directory => plan.directory(
+                found.name,
+                found.stat.mode,
+                found.stat.modified.secs(),
+                submit,
+            ),
             _ => file(&found, plan, manifest, checked_before, submit),
         })
     }
@@ -272,14 +348,25 @@ impl Job<'_> {
         for _ in 0..50 {
             let bytes = disk::read_small(&path)?;
             match ControlFile::parse(&bytes) {
-                Ok(_) => return memory_file(Path::new("global/pg_control"), &bytes, plan, manifest, submit),
+                Ok(_) => {
+                    return memory_file(
+                        Path::new("global/pg_control"),
+                        &bytes,
+                        plan,
+                        manifest,
+                        submit,
+                    );
+                }
                 Err(e) => log::debug!("pg_control is read again: {}", e.one_line()),
             }
             self.stop.wait(Duration::from_millis(20));
             self.stop.check()?;
         }
-        Err(Error::new(Kind::Corrupt, format!("\"{}\" has a wrong checksum", path.display()))
-            .hint("Check the server's disk before anything else."))
+        Err(Error::new(
+            Kind::Corrupt,
+            format!("\"{}\" has a wrong checksum", path.display()),
+        )
+        .hint("Check the server's disk before anything else."))
     }
 
     fn label_member<'p>(
@@ -289,26 +376,51 @@ impl Job<'_> {
         manifest: &ManifestObject<'_>,
         submit: plan::Submit<'_, 'p>,
     ) -> Result<()> {
-        memory_file(Path::new("backup_label"), label.as_bytes(), plan, manifest, submit)
+        memory_file(
+            Path::new("backup_label"),
+            label.as_bytes(),
+            plan,
+            manifest,
+            submit,
+        )
     }
 
     fn findings(&self, packing: &Packing<'_, '_>, checked: bool) -> PageChecksums {
-        let found = packing.findings.lock().expect("the workers have ended").clone();
+        let found = packing
+            .findings
+            .lock()
+            .expect("the workers have ended")
+            .clone();
         PageChecksums { checked, ..found }
     }
 
     /// Waits until every segment from start to the last byte of the backup is archived (P5).
-    pub(super) fn wait_for_wal(&self, facts: &Facts, stop: Lsn, mut conn: Option<&mut Conn>) -> Result<()> {
-        let segments = sentinel::needed_segments(facts.timeline, facts.start, stop, facts.identity.segment_size)?;
+    pub(super) fn wait_for_wal(
+        &self,
+        facts: &Facts,
+        stop: Lsn,
+        mut conn: Option<&mut Conn>,
+    ) -> Result<()> {
+        let segments = sentinel::needed_segments(
+            facts.timeline,
+            facts.start,
+            stop,
+            facts.identity.segment_size,
+        )?;
         let (mut waited, pause) = (Duration::ZERO, Duration::from_millis(500));
         loop {
             let missing = self.archive.missing_wal(&segments)?;
-            let Some(first) = missing.first() else { return Ok(()) };
+            let Some(first) = missing.first() else {
+                return Ok(());
+            };
             if waited >= self.options.wal_timeout {
                 return Err(self.wal_is_missing(first, missing.len(), waited, conn.take()));
             }
             if waited.as_millis() % 30_000 == 0 {
-                log::info!("waiting for {} WAL segments to be archived, from {first}", missing.len());
+                log::info!(
+                    "waiting for {} WAL segments to be archived, from {first}",
+                    missing.len()
+                );
             }
             self.stop.wait(pause);
             self.stop.check()?;
@@ -316,28 +428,67 @@ impl Job<'_> {
         }
     }
 
-    fn wal_is_missing(&self, first: &Segment, count: usize, waited: Duration, conn: Option<&mut Conn>) -> Error {
+    fn wal_is_missing(
+        &self,
+        first: &Segment,
+        count: usize,
+        waited: Duration,
+        conn: Option<&mut Conn>,
+    ) -> Error {
         let told = conn.and_then(|conn| server::last_archiver_failure(conn).ok().flatten());
         let detail = told.map(|text| format!(" {text}")).unwrap_or_default();
-        Error::new(Kind::Unavailable, format!("WAL segment {first} was not archived within {} s", waited.as_secs()))
-            .detail(format!("{count} of the segments that the backup needs are not in {}.{detail}", self.archive.store.location()))
-            .hint(
-                "Check archive_mode, archive_command and the server's log; the backup was removed. \
+        Error::new(
+            Kind::Unavailable,
+            format!(
+                "WAL segment {first} was not archived within {} s",
+                waited.as_secs()
+            ),
+        )
+        .detail(format!(
+            "{count} of the segments that the backup needs are not in {}.{detail}",
+            self.archive.store.location()
+        ))
+        .hint(
+            "Check archive_mode, archive_command and the server's log; the backup was removed. \
                  --wal-timeout waits longer.",
-            )
+        )
     }
 
     /// Collects the finished objects and asks the store whether it shows them in full.
-    fn stored(&self, plan: &Plan<'_>, manifest: ManifestObject<'_>, facts: &Facts, stop: Lsn, findings: PageChecksums) -> Result<Stored> {
-        let range = WalRange { timeline: facts.timeline, start: facts.start, end: stop };
+    fn stored(
+        &self,
+        plan: &Plan<'_>,
+        manifest: ManifestObject<'_>,
+        facts: &Facts,
+        stop: Lsn,
+        findings: PageChecksums,
+    ) -> Result<Stored> {
+        let range = WalRange {
+            timeline: facts.timeline,
+            start: facts.start,
+            end: stop,
+        };
         let manifest = manifest.finish(range)?;
-        Ok(Stored { parts: finished_parts(plan)?, manifest, file_bytes: plan.file_bytes, findings })
+        Ok(Stored {
+            parts: finished_parts(plan)?,
+            manifest,
+            file_bytes: plan.file_bytes,
+            findings,
+        })
     }
 
     /// Everything is stored: the documents, and the sentinel last.
-    pub(super) fn complete(&self, facts: &Facts, stop: Lsn, spec: Spec, stored: Stored, version_text: &str) -> Result<Taken> {
+    pub(super) fn complete(
+        &self,
+        facts: &Facts,
+        stop: Lsn,
+        spec: Spec,
+        stored: Stored,
+        version_text: &str,
+    ) -> Result<Taken> {
         self.check_listing(facts, &stored)?;
-        self.archive.create(&facts.id.extended_version(), version_text.as_bytes())?;
+        self.archive
+            .create(&facts.id.extended_version(), version_text.as_bytes())?;
         let finish_time = now();
         let details = Details {
             format: sentinel::FORMAT,
@@ -376,16 +527,21 @@ impl Job<'_> {
         let sentinel = Sentinel::new(details, spec, stored.file_bytes)?;
         self.stop.check()?;
         self.archive.create_sentinel(&facts.id, &sentinel)?;
-        Ok(Taken { id: facts.id, sentinel })
+        Ok(Taken {
+            id: facts.id,
+            sentinel,
+        })
     }
 
     /// The store must list every part and the manifest in the size that was sent.
     fn check_listing(&self, facts: &Facts, stored: &Stored) -> Result<()> {
         let mut listed = std::collections::BTreeMap::new();
-        self.archive.store.list(&facts.id.directory(), "", &mut |object| {
-            listed.insert(object.key.to_string(), object.size);
-            Ok(true)
-        })?;
+        self.archive
+            .store
+            .list(&facts.id.directory(), "", &mut |object| {
+                listed.insert(object.key.to_string(), object.size);
+                Ok(true)
+            })?;
         for object in stored.parts.iter().chain([&stored.manifest]) {
             let size = listed.get(&object.key).copied();
             if size != Some(object.stored_bytes) {
@@ -401,7 +557,10 @@ impl Job<'_> {
 /// All parts must be finished once their last chunk was packed.
 pub(super) fn finished_parts(plan: &Plan<'_>) -> Result<Vec<Object>> {
     let unfinished = || Error::new(Kind::Bug, "a part of the backup is not finished");
-    plan.parts.iter().map(|part| part.finished().ok_or_else(unfinished)).collect()
+    plan.parts
+        .iter()
+        .map(|part| part.finished().ok_or_else(unfinished))
+        .collect()
 }
 
 /// Opens and announces a file; one that vanished since it was listed is left to the WAL.
@@ -418,7 +577,13 @@ fn file<'p>(
     };
     let stat = disk::stat_open(&file, &found.source)?;
     let rules = checked_before.and_then(|before| plan::page_rules(found.name, before));
-    let source = Arc::new(Source::new(found.name.to_path_buf(), file, stat.size, stat.modified, rules));
+    let source = Arc::new(Source::new(
+        found.name.to_path_buf(),
+        file,
+        stat.size,
+        stat.modified,
+        rules,
+    ));
     if stat.size == 0 {
         manifest.add(&source.finished(0))?;
     }
@@ -436,6 +601,11 @@ fn memory_file<'p>(
     let mut crc = Crc32c::new();
     crc.update(bytes);
     let modified = now();
-    manifest.add(&Finished { name: name.to_path_buf(), size: bytes.len() as u64, modified, crc32c: crc.value() })?;
+    manifest.add(&Finished {
+        name: name.to_path_buf(),
+        size: bytes.len() as u64,
+        modified,
+        crc32c: crc.value(),
+    })?;
     plan.member(name, 0o600, modified.secs(), bytes, submit)
 }

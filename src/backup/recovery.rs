@@ -64,8 +64,16 @@ pub struct Settings {
 
 /// Settings of the production server that a copy must not inherit.
 const NOT_INHERITED: &[&str] = &[
-    "recovery_target", "recovery_target_action", "recovery_target_inclusive", "recovery_target_lsn", "recovery_target_name",
-    "recovery_target_time", "recovery_target_timeline", "recovery_target_xid", "restore_command", "primary_conninfo",
+    "recovery_target",
+    "recovery_target_action",
+    "recovery_target_inclusive",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_timeline",
+    "recovery_target_xid",
+    "restore_command",
+    "primary_conninfo",
     "primary_slot_name",
 ];
 
@@ -90,7 +98,8 @@ pub fn write(data: &Path, settings: &Settings) -> Result<()> {
 
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = NewFile::create(path, 0o600)?;
-    file.write_all(bytes).map_err(|e| Error::io(format!("could not write \"{}\"", path.display()), e))?;
+    file.write_all(bytes)
+        .map_err(|e| Error::io(format!("could not write \"{}\"", path.display()), e))?;
     file.publish(Publish::Replace)
 }
 
@@ -122,9 +131,14 @@ fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
     if settings.in_place_tablespaces {
         lines.push(("allow_in_place_tablespaces", "on".to_string()));
     }
-    let (Start::Recover(recovery) | Start::Standby(recovery)) = &settings.start else { return Ok(lines) };
+    let (Start::Recover(recovery) | Start::Standby(recovery)) = &settings.start else {
+        return Ok(lines);
+    };
     if recovery.restore_command.contains('\n') {
-        return Err(Error::new(Kind::Usage, "a restore_command cannot contain a line break"));
+        return Err(Error::new(
+            Kind::Usage,
+            "a restore_command cannot contain a line break",
+        ));
     }
     lines.push(("restore_command", recovery.restore_command.clone()));
     // Beyond consistency another timeline would still be followed: stay on the backup's own.
@@ -156,24 +170,34 @@ fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
 pub fn checked_time(text: &str) -> Result<String> {
     let parsed = Timestamp::parse_rfc3339(&text.trim().replacen(' ', "T", 1));
     parsed.map(|_| text.trim().to_string()).map_err(|_| {
-        Error::new(Kind::Usage, format!("\"{text}\" is not a target time with a UTC offset"))
-            .hint("Write it as in 2026-11-21 14:03:00+01:00, or 2026-11-21T13:03:00Z.")
+        Error::new(
+            Kind::Usage,
+            format!("\"{text}\" is not a target time with a UTC offset"),
+        )
+        .hint("Write it as in 2026-11-21 14:03:00+01:00, or 2026-11-21T13:03:00Z.")
     })
 }
 
 /// The name before `=` of a line in a configuration file, in lower case; `None` for comments and empty lines.
 fn setting_of(line: &str) -> Option<String> {
     let line = line.trim_start();
-    let end = line.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.')).unwrap_or(line.len());
+    let end = line
+        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'))
+        .unwrap_or(line.len());
     (end > 0).then(|| line[..end].to_ascii_lowercase())
 }
 
 /// Targets in postgresql.conf would join ours, and two targets are fatal; that file is the operator's and is
 /// restored as it was.
 fn warn_of_targets_elsewhere(data: &Path) -> Result<()> {
-    let Ok(bytes) = disk::read_small(&data.join("postgresql.conf")) else { return Ok(()) };
+    let Ok(bytes) = disk::read_small(&data.join("postgresql.conf")) else {
+        return Ok(());
+    };
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    let inherited = text.lines().filter_map(setting_of).filter(|name| NOT_INHERITED.contains(&name.as_str()));
+    let inherited = text
+        .lines()
+        .filter_map(setting_of)
+        .filter(|name| NOT_INHERITED.contains(&name.as_str()));
     for name in inherited {
         log::warn!("postgresql.conf of the copy sets {name}; check it before you start the server");
     }
@@ -186,11 +210,25 @@ mod tests {
 
     fn recovery(target: Target) -> Recovery {
         let restore_command = "seawall wal-fetch '%f' \"%p\"".to_string();
-        Recovery { restore_command, target, timeline: None, action: None, exclusive: false }
+        Recovery {
+            restore_command,
+            target,
+            timeline: None,
+            action: None,
+            exclusive: false,
+        }
     }
 
     fn written(before: &str, start: Start, keep_archiving: bool) -> String {
-        auto_conf(before, &Settings { start, keep_archiving, in_place_tablespaces: false }).unwrap()
+        auto_conf(
+            before,
+            &Settings {
+                start,
+                keep_archiving,
+                in_place_tablespaces: false,
+            },
+        )
+        .unwrap()
     }
 
     #[test]
@@ -212,7 +250,9 @@ mod tests {
     fn one_target_is_written_with_its_companions() {
         let text = written("", Start::Recover(recovery(Target::Immediate)), false);
         assert!(text.contains("restore_command = 'seawall wal-fetch ''%f'' \"%p\"'\n"));
-        assert!(text.contains("recovery_target = 'immediate'\nrecovery_target_timeline = 'current'\n"));
+        assert!(
+            text.contains("recovery_target = 'immediate'\nrecovery_target_timeline = 'current'\n")
+        );
         let settings = Recovery {
             timeline: Some("3".into()),
             action: Some("promote".into()),
@@ -227,10 +267,20 @@ mod tests {
 
     #[test]
     fn a_target_time_needs_its_offset() {
-        for fine in ["2026-11-21 14:03:00+01:00", "2026-11-21T13:03:00Z", "2026-11-21 14:03:00.5-08:00"] {
+        for fine in [
+            "2026-11-21 14:03:00+01:00",
+            "2026-11-21T13:03:00Z",
+            "2026-11-21 14:03:00.5-08:00",
+        ] {
             assert!(checked_time(fine).is_ok(), "{fine}");
         }
-        for bad in ["2026-11-21 14:03:00", "yesterday", "", "14:03+01:00", "2026-13-21 14:03:00+01:00"] {
+        for bad in [
+            "2026-11-21 14:03:00",
+            "yesterday",
+            "",
+            "14:03+01:00",
+            "2026-13-21 14:03:00+01:00",
+        ] {
             assert_eq!(checked_time(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
         }
     }

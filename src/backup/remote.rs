@@ -38,38 +38,87 @@ impl Job<'_> {
         let mode = u32::from_str_radix(mode.trim(), 8).unwrap_or(0o700);
         // Only a superuser may know it; for others the sentinel does not say.
         let data_directory = conn.show("data_directory").unwrap_or_default();
-        let identity = Identity { system_id: system.system_id, major: version.major(), segment_size };
+        let identity = Identity {
+            system_id: system.system_id,
+            major: version.major(),
+            segment_size,
+        };
         self.archive.claim(&identity, now())?;
         let start_time = now();
         log::info!("waiting for the server's checkpoint");
         let request = BackupRequest {
             label: self.options.label.clone(),
             fast: true,
-            max_rate_kib: self.options.rate_limit.map(|bytes| u32::try_from(bytes / 1024).unwrap_or(1 << 20).clamp(32, 1 << 20)),
+            max_rate_kib: self.options.rate_limit.map(|bytes| {
+                u32::try_from(bytes / 1024)
+                    .unwrap_or(1 << 20)
+                    .clamp(32, 1 << 20)
+            }),
             verify_checksums: self.options.verify_checksums,
             ..BackupRequest::default()
         };
         let backup = BaseBackup::start(conn, &request)?;
         let id = BackupId::new(backup.timeline, backup.start, segment_size);
-        log::info!("backup {id} starts at {} on timeline {}", backup.start, backup.timeline);
-        let facts =
-            Facts { id, mode: Mode::Remote, version, identity, timeline: backup.timeline, start: backup.start, start_time };
-        self.owned(&facts, |job| job.streamed(backup, &facts, mode, Path::new(&data_directory)))
+        log::info!(
+            "backup {id} starts at {} on timeline {}",
+            backup.start,
+            backup.timeline
+        );
+        let facts = Facts {
+            id,
+            mode: Mode::Remote,
+            version,
+            identity,
+            timeline: backup.timeline,
+            start: backup.start,
+            start_time,
+        };
+        self.owned(&facts, |job| {
+            job.streamed(backup, &facts, mode, Path::new(&data_directory))
+        })
     }
 
-    fn streamed(&self, mut backup: BaseBackup<'_>, facts: &Facts, mode: u32, data: &Path) -> Result<Taken> {
-        let spaces = backup.tablespaces.iter().map(|space| Tablespace { oid: space.oid, location: PathBuf::from(&space.location) });
+    fn streamed(
+        &self,
+        mut backup: BaseBackup<'_>,
+        facts: &Facts,
+        mode: u32,
+        data: &Path,
+    ) -> Result<Taken> {
+        let spaces = backup.tablespaces.iter().map(|space| Tablespace {
+            oid: space.oid,
+            location: PathBuf::from(&space.location),
+        });
         let spec = spec::of(data, &spaces.collect::<Vec<_>>())?;
-        let total = 1024 * (backup.main_size_kib + backup.tablespaces.iter().map(|space| space.size_kib).sum::<u64>());
+        let total = 1024
+            * (backup.main_size_kib
+                + backup
+                    .tablespaces
+                    .iter()
+                    .map(|space| space.size_kib)
+                    .sum::<u64>());
         self.progress.expect(total);
-        let packing = Packing::new(self.archive.compression, self.options.threads, None, None, self.progress, self.stop)?;
+        let packing = Packing::new(
+            self.archive.compression,
+            self.options.threads,
+            None,
+            None,
+            self.progress,
+            self.stop,
+        )?;
         let mut plan = self.plan(facts, total);
-        let streamed = pool::run("backup", self.options.threads, self.stop, |submit| {
-            plan.directory(Path::new("."), mode, facts.start_time.secs(), submit)?;
-            let streamed = self.receive(&mut backup, &mut plan, facts, submit)?;
-            plan.close(submit)?;
-            Ok(streamed)
-        }, |worker, chunk| packing.pack(worker, chunk))?;
+        let streamed = pool::run(
+            "backup",
+            self.options.threads,
+            self.stop,
+            |submit| {
+                plan.directory(Path::new("."), mode, facts.start_time.secs(), submit)?;
+                let streamed = self.receive(&mut backup, &mut plan, facts, submit)?;
+                plan.close(submit)?;
+                Ok(streamed)
+            },
+            |worker, chunk| packing.pack(worker, chunk),
+        )?;
         drop(packing);
         log::info!("all files are stored; the backup ends at {}", streamed.stop);
         self.wait_for_wal(facts, streamed.stop, None)?;
@@ -79,11 +128,23 @@ impl Job<'_> {
             file_bytes: plan.file_bytes,
             findings: streamed.findings,
         };
-        self.complete(facts, streamed.stop, spec, stored, &format!("PostgreSQL {}", facts.version))
+        self.complete(
+            facts,
+            streamed.stop,
+            spec,
+            stored,
+            &format!("PostgreSQL {}", facts.version),
+        )
     }
 
     /// Reads the stream to its end.
-    fn receive<'p>(&'p self, backup: &mut BaseBackup<'_>, plan: &mut Plan<'p>, facts: &Facts, submit: Submit<'_, 'p>) -> Result<Streamed<'p>> {
+    fn receive<'p>(
+        &'p self,
+        backup: &mut BaseBackup<'_>,
+        plan: &mut Plan<'p>,
+        facts: &Facts,
+        submit: Submit<'_, 'p>,
+    ) -> Result<Streamed<'p>> {
         let compression = self.archive.compression;
         let key = facts.id.manifest(compression.method);
         let mut manifest = ObjectWriter::new(&*self.archive.store, key, compression)?;
@@ -99,16 +160,36 @@ impl Job<'_> {
                 BackupEvent::Data(bytes) => members.feed(bytes, plan, submit)?,
                 BackupEvent::Manifest => members.end()?,
                 BackupEvent::ManifestData(bytes) => {
-                    manifest.write_all(bytes).map_err(|e| from_io("could not send the manifest", e))?;
+                    manifest
+                        .write_all(bytes)
+                        .map_err(|e| from_io("could not send the manifest", e))?;
                 }
                 BackupEvent::Progress(_) => {}
-                BackupEvent::End { stop, timeline, findings, notices } => {
+                BackupEvent::End {
+                    stop,
+                    timeline,
+                    findings,
+                    notices,
+                } => {
                     members.end()?;
                     refuse_promotion(facts.timeline, timeline)?;
-                    let first_bad: Vec<String> = notices.into_iter().map(|notice| notice.message).collect();
-                    let bad_pages = if findings { first_bad.len().max(1) as u64 } else { 0 };
-                    let findings = PageChecksums { checked: self.options.verify_checksums, bad_pages, first_bad };
-                    return Ok(Streamed { stop, manifest, findings });
+                    let first_bad: Vec<String> =
+                        notices.into_iter().map(|notice| notice.message).collect();
+                    let bad_pages = if findings {
+                        first_bad.len().max(1) as u64
+                    } else {
+                        0
+                    };
+                    let findings = PageChecksums {
+                        checked: self.options.verify_checksums,
+                        bad_pages,
+                        first_bad,
+                    };
+                    return Ok(Streamed {
+                        stop,
+                        manifest,
+                        findings,
+                    });
                 }
             }
         }
@@ -126,22 +207,46 @@ struct Members {
 
 impl Members {
     fn new(tablespace: Option<u32>) -> Members {
-        Members { tablespace, splitter: Splitter::new(), current: None, label: None }
+        Members {
+            tablespace,
+            splitter: Splitter::new(),
+            current: None,
+            label: None,
+        }
     }
 
     /// A tablespace's archive does not name its own directory.
     fn begin<'p>(&self, plan: &mut Plan<'p>, submit: Submit<'_, 'p>) -> Result<()> {
         match self.tablespace {
-            Some(oid) => plan.directory(&PathBuf::from(format!("pg_tblspc/{oid}")), 0o700, now().secs(), submit),
+            Some(oid) => plan.directory(
+                &PathBuf::from(format!("pg_tblspc/{oid}")),
+                0o700,
+                now().secs(),
+                submit,
+            ),
             None => Ok(()),
         }
     }
 
-    fn feed<'p>(&mut self, bytes: &[u8], plan: &mut Plan<'p>, submit: Submit<'_, 'p>) -> Result<()> {
-        let Members { tablespace, splitter, current, label } = self;
+    fn feed<'p>(
+        &mut self,
+        bytes: &[u8],
+        plan: &mut Plan<'p>,
+        submit: Submit<'_, 'p>,
+    ) -> Result<()> {
+        let Members {
+            tablespace,
+            splitter,
+            current,
+            label,
+        } = self;
         splitter.feed(bytes, &mut |event| match event {
             Event::Header(header) => {
-                let name = header.path.strip_prefix(".").unwrap_or(&header.path).to_path_buf();
+                let name = header
+                    .path
+                    .strip_prefix(".")
+                    .unwrap_or(&header.path)
+                    .to_path_buf();
                 *current = None;
                 *label = (tablespace.is_none() && name == Path::new("backup_label")).then(Vec::new);
                 match header.kind {
@@ -161,13 +266,25 @@ impl Members {
                 if path.as_os_str().is_empty() {
                     return Ok(());
                 }
-                plan.header(&Header { path, uid: 0, gid: 0, ..header }, submit)
+                plan.header(
+                    &Header {
+                        path,
+                        uid: 0,
+                        gid: 0,
+                        ..header
+                    },
+                    submit,
+                )
             }
             Event::Data(bytes) => {
                 if let Some(label) = label {
                     label.extend_from_slice(bytes);
                 }
-                if current.is_some() { plan.bytes(bytes, submit) } else { Ok(()) }
+                if current.is_some() {
+                    plan.bytes(bytes, submit)
+                } else {
+                    Ok(())
+                }
             }
             Event::EndOfMember => {
                 if let Some(label) = label.take() {
@@ -185,7 +302,10 @@ impl Members {
     fn end(&self) -> Result<()> {
         match self.splitter.at_border() {
             true => Ok(()),
-            false => Err(Error::new(Kind::Protocol, "the server ended an archive in the middle of a file")),
+            false => Err(Error::new(
+                Kind::Protocol,
+                "the server ended an archive in the middle of a file",
+            )),
         }
     }
 }
@@ -205,18 +325,25 @@ fn refuse_promotion(start: TimelineId, stop: TimelineId) -> Result<()> {
     if start == stop {
         return Ok(());
     }
-    Err(Error::new(Kind::Refused, "the server was promoted during the backup")
-        .detail(format!("It began on timeline {start} and ended on {stop}."))
-        .hint("Begin again."))
+    Err(
+        Error::new(Kind::Refused, "the server was promoted during the backup")
+            .detail(format!("It began on timeline {start} and ended on {stop}."))
+            .hint("Begin again."),
+    )
 }
 
 /// `16MB`, `1GB`, as SHOW prints it.
 fn parse_size(text: &str) -> Result<SegmentSize> {
     let unit = |suffix: &str, bytes: u64| {
-        text.strip_suffix(suffix).and_then(|number| number.trim().parse::<u64>().ok()).map(|n| n.saturating_mul(bytes))
+        text.strip_suffix(suffix)
+            .and_then(|number| number.trim().parse::<u64>().ok())
+            .map(|n| n.saturating_mul(bytes))
     };
-    let bytes = unit("MB", 1 << 20).or_else(|| unit("GB", 1 << 30)).or_else(|| unit("kB", 1 << 10));
-    SegmentSize::new(bytes.unwrap_or(0)).map_err(|e| e.context(format!("the server says wal_segment_size is \"{text}\"")))
+    let bytes = unit("MB", 1 << 20)
+        .or_else(|| unit("GB", 1 << 30))
+        .or_else(|| unit("kB", 1 << 10));
+    SegmentSize::new(bytes.unwrap_or(0))
+        .map_err(|e| e.context(format!("the server says wal_segment_size is \"{text}\"")))
 }
 
 #[cfg(test)]
@@ -225,7 +352,12 @@ mod tests {
 
     #[test]
     fn sizes_as_show_prints_them() {
-        for (text, bytes) in [("16MB", 16 << 20), ("1MB", 1 << 20), ("1GB", 1 << 30), ("1024kB", 1 << 20)] {
+        for (text, bytes) in [
+            ("16MB", 16 << 20),
+            ("1MB", 1 << 20),
+            ("1GB", 1 << 30),
+            ("1024kB", 1 << 20),
+        ] {
             assert_eq!(parse_size(text).unwrap().bytes(), bytes, "{text}");
         }
         for text in ["", "16", "17MB", "2GB", "MB", "99999999999999999999GB"] {

@@ -31,15 +31,31 @@ pub struct Tablespace {
 }
 
 /// Directories whose contents the server makes anew; the directory itself belongs into the backup.
-const EMPTY_DIRECTORIES: &[&str] =
-    &["pg_dynshmem", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat_tmp", "pg_subtrans"];
+const EMPTY_DIRECTORIES: &[&str] = &[
+    "pg_dynshmem",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat_tmp",
+    "pg_subtrans",
+];
 
 /// Files at the top that describe the running server or another backup. The signal files would make a copy a
 /// standby or start a recovery that nobody asked for.
 const TOP_FILES: &[&str] = &[
-    "postmaster.pid", "postmaster.opts", "postgresql.auto.conf.tmp", "current_logfiles.tmp", "backup_label",
-    "backup_label.old", "tablespace_map", "tablespace_map.old", "backup_manifest", "backup_manifest.tmp",
-    "recovery.signal", "standby.signal",
+    "postmaster.pid",
+    "postmaster.opts",
+    "postgresql.auto.conf.tmp",
+    "current_logfiles.tmp",
+    "backup_label",
+    "backup_label.old",
+    "tablespace_map",
+    "tablespace_map.old",
+    "backup_manifest",
+    "backup_manifest.tmp",
+    "recovery.signal",
+    "standby.signal",
 ];
 
 /// The walk over one data directory.
@@ -52,17 +68,25 @@ pub struct Scan<'a> {
 impl<'a> Scan<'a> {
     /// A walk over `data`, of a server whose tablespaces have `version_directory`.
     pub fn new(data: &'a Path, version_directory: String) -> Scan<'a> {
-        Scan { data, version_directory }
+        Scan {
+            data,
+            version_directory,
+        }
     }
 
     /// The tablespaces that lie outside the data directory, by their links.
     pub fn tablespaces(&self) -> Result<Vec<Tablespace>> {
         let mut found = Vec::new();
         for entry in tree::walk_dir(&self.data.join("pg_tblspc"))? {
-            let Some(oid) = entry.name.to_str().and_then(|name| name.parse().ok()) else { continue };
+            let Some(oid) = entry.name.to_str().and_then(|name| name.parse().ok()) else {
+                continue;
+            };
             if entry.stat.kind == FileKind::Symlink {
                 let link = self.data.join("pg_tblspc").join(&entry.name);
-                found.push(Tablespace { oid, location: disk::read_link(&link)? });
+                found.push(Tablespace {
+                    oid,
+                    location: disk::read_link(&link)?,
+                });
             }
         }
         Ok(found)
@@ -71,13 +95,26 @@ impl<'a> Scan<'a> {
     /// Calls `each` for every directory and file that belongs into the backup, directories before what is in
     /// them, except `global/pg_control`, which the caller reads last.
     pub fn walk(&self, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
-        let root = disk::stat(self.data)?
-            .ok_or_else(|| Error::new(Kind::Missing, format!("there is no directory \"{}\"", self.data.display())))?;
-        each(Found { source: self.data.to_path_buf(), name: Path::new("."), stat: root })?;
+        let root = disk::stat(self.data)?.ok_or_else(|| {
+            Error::new(
+                Kind::Missing,
+                format!("there is no directory \"{}\"", self.data.display()),
+            )
+        })?;
+        each(Found {
+            source: self.data.to_path_buf(),
+            name: Path::new("."),
+            stat: root,
+        })?;
         self.directory(self.data, Path::new(""), each)
     }
 
-    fn directory(&self, source: &Path, name: &Path, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+    fn directory(
+        &self,
+        source: &Path,
+        name: &Path,
+        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
+    ) -> Result<()> {
         let entries = match tree::walk_dir(source) {
             // A database dropped since its parent was listed; the WAL knows about it.
             Err(e) if e.kind() == Kind::Missing && name.components().count() > 1 => return Ok(()),
@@ -94,55 +131,113 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn entry(&self, source: PathBuf, member: &Path, stat: Stat, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+    fn entry(
+        &self,
+        source: PathBuf,
+        member: &Path,
+        stat: Stat,
+        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
+    ) -> Result<()> {
         let top = member.components().count() == 1;
         let name = member.to_str().unwrap_or_default();
         match stat.kind {
-            FileKind::Directory | FileKind::Symlink if top && name == "pg_wal" => self.pg_wal(member, &source, each),
-            FileKind::Directory => {
-                each(Found { source: source.clone(), name: member, stat })?;
-                if top && EMPTY_DIRECTORIES.contains(&name) { Ok(()) } else { self.directory(&source, member, each) }
+            FileKind::Directory | FileKind::Symlink if top && name == "pg_wal" => {
+                self.pg_wal(member, &source, each)
             }
-            FileKind::File => each(Found { source, name: member, stat }),
-            FileKind::Symlink if member.parent() == Some(Path::new("pg_tblspc")) => self.tablespace(&source, member, each),
+            FileKind::Directory => {
+                each(Found {
+                    source: source.clone(),
+                    name: member,
+                    stat,
+                })?;
+                if top && EMPTY_DIRECTORIES.contains(&name) {
+                    Ok(())
+                } else {
+                    self.directory(&source, member, each)
+                }
+            }
+            FileKind::File => each(Found {
+                source,
+                name: member,
+                stat,
+            }),
+            FileKind::Symlink if member.parent() == Some(Path::new("pg_tblspc")) => {
+                self.tablespace(&source, member, each)
+            }
             _ => {
-                log::warn!("\"{}\" is left out: it is neither a file nor a directory", source.display());
+                log::warn!(
+                    "\"{}\" is left out: it is neither a file nor a directory",
+                    source.display()
+                );
                 Ok(())
             }
         }
     }
 
     /// `pg_wal` is always an empty directory with its `archive_status`: WAL comes from the archive.
-    fn pg_wal(&self, member: &Path, source: &Path, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
+    fn pg_wal(
+        &self,
+        member: &Path,
+        source: &Path,
+        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
+    ) -> Result<()> {
         let stat = directory_stat(source)?;
-        each(Found { source: source.to_path_buf(), name: member, stat: stat.clone() })?;
-        each(Found { source: source.join("archive_status"), name: &member.join("archive_status"), stat })
+        each(Found {
+            source: source.to_path_buf(),
+            name: member,
+            stat: stat.clone(),
+        })?;
+        each(Found {
+            source: source.join("archive_status"),
+            name: &member.join("archive_status"),
+            stat,
+        })
     }
 
-    fn tablespace(&self, source: &Path, member: &Path, each: &mut dyn FnMut(Found<'_>) -> Result<()>) -> Result<()> {
-        each(Found { source: source.to_path_buf(), name: member, stat: directory_stat(source)? })?;
+    fn tablespace(
+        &self,
+        source: &Path,
+        member: &Path,
+        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
+    ) -> Result<()> {
+        each(Found {
+            source: source.to_path_buf(),
+            name: member,
+            stat: directory_stat(source)?,
+        })?;
         let ours = source.join(&self.version_directory);
         let member = member.join(&self.version_directory);
         match disk::stat(&ours)? {
             None => Ok(()),
             Some(stat) => {
-                each(Found { source: ours.clone(), name: &member, stat })?;
+                each(Found {
+                    source: ours.clone(),
+                    name: &member,
+                    stat,
+                })?;
                 self.directory(&ours, &member, each)
             }
         }
     }
 
     fn left_out(&self, member: &Path, entry: &DirEntry, unlogged: &HashSet<String>) -> bool {
-        let Some(name) = entry.name.to_str() else { return false };
+        let Some(name) = entry.name.to_str() else {
+            return false;
+        };
         let top = member.components().count() == 1;
         if top && (TOP_FILES.contains(&name) || name == "lost+found") {
             return true;
         }
         // pg_control is the last file read; its temporary neighbours are nobody's.
-        if member == Path::new("global/pg_control") || name.starts_with("pgsql_tmp") || name.starts_with("pg_internal.init") {
+        if member == Path::new("global/pg_control")
+            || name.starts_with("pgsql_tmp")
+            || name.starts_with("pg_internal.init")
+        {
             return true;
         }
-        if holds_relations(member.parent().unwrap_or(Path::new(""))) && entry.stat.kind == FileKind::File {
+        if holds_relations(member.parent().unwrap_or(Path::new("")))
+            && entry.stat.kind == FileKind::File
+        {
             if is_temporary_relation(name) {
                 return true;
             }
@@ -158,9 +253,15 @@ impl<'a> Scan<'a> {
 fn directory_stat(source: &Path) -> Result<Stat> {
     match disk::stat(source)? {
         Some(stat) if stat.kind == FileKind::Directory => Ok(stat),
-        Some(_) => Err(Error::new(Kind::Refused, format!("\"{}\" is not a directory", source.display()))),
-        None => Err(Error::new(Kind::Missing, format!("\"{}\" points to nothing", source.display()))
-            .hint("Is the file system of the tablespace mounted?")),
+        Some(_) => Err(Error::new(
+            Kind::Refused,
+            format!("\"{}\" is not a directory", source.display()),
+        )),
+        None => Err(Error::new(
+            Kind::Missing,
+            format!("\"{}\" points to nothing", source.display()),
+        )
+        .hint("Is the file system of the tablespace mounted?")),
     }
 }
 
@@ -237,7 +338,13 @@ mod tests {
         for (name, expected) in cases {
             assert_eq!(relation_of(name), expected, "{name}");
         }
-        for (name, temporary) in [("t3_16384", true), ("t3_16384_fsm", true), ("t12_5.1", true), ("t_5", false), ("table_5", false)] {
+        for (name, temporary) in [
+            ("t3_16384", true),
+            ("t3_16384_fsm", true),
+            ("t12_5.1", true),
+            ("t_5", false),
+            ("table_5", false),
+        ] {
             assert_eq!(is_temporary_relation(name), temporary, "{name}");
         }
     }
@@ -252,10 +359,28 @@ mod tests {
             std::fs::write(path, name).unwrap();
         };
         for name in [
-            "PG_VERSION", "postmaster.pid", "backup_label", "standby.signal", "postgresql.conf", "global/pg_control",
-            "global/1262", "global/pg_internal.init.77", "base/5/16384", "base/5/16384_init", "base/5/16384_vm", "base/5/16385",
-            "base/5/16385_vm", "base/5/t2_16390", "base/pgsql_tmp/x", "base/5/pgsql_tmp1.2", "pg_replslot/s/state",
-            "pg_notify/0000", "pg_wal/000000010000000000000001", "pg_xact/0000", "log/ü name", "current_logfiles",
+            "PG_VERSION",
+            "postmaster.pid",
+            "backup_label",
+            "standby.signal",
+            "postgresql.conf",
+            "global/pg_control",
+            "global/1262",
+            "global/pg_internal.init.77",
+            "base/5/16384",
+            "base/5/16384_init",
+            "base/5/16384_vm",
+            "base/5/16385",
+            "base/5/16385_vm",
+            "base/5/t2_16390",
+            "base/pgsql_tmp/x",
+            "base/5/pgsql_tmp1.2",
+            "pg_replslot/s/state",
+            "pg_notify/0000",
+            "pg_wal/000000010000000000000001",
+            "pg_xact/0000",
+            "log/ü name",
+            "current_logfiles",
         ] {
             put(&data, name);
         }
@@ -272,13 +397,38 @@ mod tests {
         })
         .unwrap();
         let expected = [
-            ".", "PG_VERSION", "base", "base/5", "base/5/16384_init", "base/5/16385", "base/5/16385_vm", "current_logfiles",
-            "global", "global/1262", "log", "log/ü name", "pg_notify", "pg_replslot", "pg_tblspc", "pg_tblspc/16400",
-            "pg_tblspc/16400/PG_15_202209061", "pg_tblspc/16400/PG_15_202209061/5",
-            "pg_tblspc/16400/PG_15_202209061/5/20000", "pg_wal", "pg_wal/archive_status", "pg_xact", "pg_xact/0000",
+            ".",
+            "PG_VERSION",
+            "base",
+            "base/5",
+            "base/5/16384_init",
+            "base/5/16385",
+            "base/5/16385_vm",
+            "current_logfiles",
+            "global",
+            "global/1262",
+            "log",
+            "log/ü name",
+            "pg_notify",
+            "pg_replslot",
+            "pg_tblspc",
+            "pg_tblspc/16400",
+            "pg_tblspc/16400/PG_15_202209061",
+            "pg_tblspc/16400/PG_15_202209061/5",
+            "pg_tblspc/16400/PG_15_202209061/5/20000",
+            "pg_wal",
+            "pg_wal/archive_status",
+            "pg_xact",
+            "pg_xact/0000",
             "postgresql.conf",
         ];
         assert_eq!(names, expected);
-        assert_eq!(scan.tablespaces().unwrap(), [Tablespace { oid: 16400, location: space }]);
+        assert_eq!(
+            scan.tablespaces().unwrap(),
+            [Tablespace {
+                oid: 16400,
+                location: space
+            }]
+        );
     }
 }

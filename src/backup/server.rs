@@ -50,7 +50,9 @@ const FACTS: &str = "SELECT version() AS version_text, pg_is_in_recovery() AS in
 /// Asks for everything at once.
 pub fn ask(conn: &mut Conn) -> Result<Server> {
     let version = conn.server_version();
-    let rows = conn.query(FACTS).map_err(|e| e.context("could not ask the server what it is"))?;
+    let rows = conn
+        .query(FACTS)
+        .map_err(|e| e.context("could not ask the server what it is"))?;
     Ok(Server {
         version,
         version_text: text(&rows, "version_text")?,
@@ -76,7 +78,10 @@ pub fn start_backup(conn: &mut Conn, server: &Server, label: &str) -> Result<(Ls
              (before PostgreSQL 15: pg_start_backup(text, boolean, boolean), pg_stop_backup(boolean, boolean)).",
         ))?;
     let start: Lsn = text_at(&rows, 0)?.parse()?;
-    let name = conn.query_params("SELECT pg_walfile_name($1::pg_lsn)", &[Some(&start.to_string())])?;
+    let name = conn.query_params(
+        "SELECT pg_walfile_name($1::pg_lsn)",
+        &[Some(&start.to_string())],
+    )?;
     let name = text_at(&name, 0)?;
     let timeline = name.get(..8).and_then(TimelineId::parse_hex);
     let timeline = timeline.ok_or_else(|| unexpected("pg_walfile_name", &name))?;
@@ -88,7 +93,10 @@ pub fn stop_backup(conn: &mut Conn, server: &Server) -> Result<Stopped> {
     let rows = conn
         .query(server.version.backup_stop_sql())
         .map_err(|e| e.context("could not stop the backup"))?;
-    Ok(Stopped { stop: text_at(&rows, 0)?.parse()?, label: text_at_column(&rows, 1)? })
+    Ok(Stopped {
+        stop: text_at(&rows, 0)?.parse()?,
+        label: text_at_column(&rows, 1)?,
+    })
 }
 
 /// pg_control of a data directory; a torn read, possible while a server runs, is read again.
@@ -113,9 +121,15 @@ pub fn last_archiver_failure(conn: &mut Conn) -> Result<Option<String>> {
         "SELECT last_failed_wal, last_failed_time::text FROM pg_stat_archiver \
          WHERE last_failed_time > coalesce(last_archived_time, '-infinity')",
     )?;
-    let Some(row) = rows.rows.first() else { return Ok(None) };
+    let Some(row) = rows.rows.first() else {
+        return Ok(None);
+    };
     let word = |n: usize| row.get(n).cloned().flatten().unwrap_or_default();
-    Ok(Some(format!("The server's archiver failed with {} at {}.", word(0), word(1))))
+    Ok(Some(format!(
+        "The server's archiver failed with {} at {}.",
+        word(0),
+        word(1)
+    )))
 }
 
 impl Server {
@@ -149,12 +163,16 @@ impl Server {
                 control.system_id, self.identity.system_id
             )));
         }
-        let pid_file = disk::read_small(&data.join("postmaster.pid")).map_err(|e| match e.kind() {
-            Kind::Missing => other("No server runs in the directory.".to_string()),
-            _ => e,
-        })?;
+        let pid_file =
+            disk::read_small(&data.join("postmaster.pid")).map_err(|e| match e.kind() {
+                Kind::Missing => other("No server runs in the directory.".to_string()),
+                _ => e,
+            })?;
         let pid_file = String::from_utf8_lossy(&pid_file).into_owned();
-        let started = pid_file.lines().nth(2).and_then(|line| line.trim().parse::<i64>().ok());
+        let started = pid_file
+            .lines()
+            .nth(2)
+            .and_then(|line| line.trim().parse::<i64>().ok());
         if started.is_none_or(|started| (started - self.started).abs() > 1) {
             return Err(other(format!(
                 "Its server started at {}, the connected one at {} (seconds since 1970).",
@@ -174,7 +192,9 @@ impl Server {
 }
 
 fn text(rows: &Rows, column: &str) -> Result<String> {
-    rows.get(0, column).map(str::to_string).ok_or_else(|| unexpected(column, "nothing"))
+    rows.get(0, column)
+        .map(str::to_string)
+        .ok_or_else(|| unexpected(column, "nothing"))
 }
 
 fn number<T: std::str::FromStr>(rows: &Rows, column: &str) -> Result<T> {
@@ -183,13 +203,22 @@ fn number<T: std::str::FromStr>(rows: &Rows, column: &str) -> Result<T> {
 }
 
 fn text_at(rows: &Rows, row: usize) -> Result<String> {
-    rows.rows.get(row).and_then(|row| row.first().cloned().flatten()).ok_or_else(|| unexpected("a position", "nothing"))
+    rows.rows
+        .get(row)
+        .and_then(|row| row.first().cloned().flatten())
+        .ok_or_else(|| unexpected("a position", "nothing"))
 }
 
 fn text_at_column(rows: &Rows, column: usize) -> Result<String> {
-    rows.rows.first().and_then(|row| row.get(column).cloned().flatten()).ok_or_else(|| unexpected("a backup label", "nothing"))
+    rows.rows
+        .first()
+        .and_then(|row| row.get(column).cloned().flatten())
+        .ok_or_else(|| unexpected("a backup label", "nothing"))
 }
 
 fn unexpected(what: &str, value: &str) -> Error {
-    Error::new(Kind::Protocol, format!("the server answered \"{value}\" for {what}"))
+    Error::new(
+        Kind::Protocol,
+        format!("the server answered \"{value}\" for {what}"),
+    )
 }

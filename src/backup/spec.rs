@@ -11,15 +11,27 @@ use std::path::{Component, Path, PathBuf};
 pub fn of(data: &Path, tablespaces: &[Tablespace]) -> Result<Spec> {
     let text = |path: &Path| {
         path.to_str().map(str::to_string).ok_or_else(|| {
-            Error::new(Kind::Refused, format!("the path {} is not UTF-8", path.display()))
-                .hint("The sentinel is JSON; rename the directory.")
+            Error::new(
+                Kind::Refused,
+                format!("the path {} is not UTF-8", path.display()),
+            )
+            .hint("The sentinel is JSON; rename the directory.")
         })
     };
-    let mut spec = Spec { base_prefix: text(data)?, ..Spec::default() };
+    let mut spec = Spec {
+        base_prefix: text(data)?,
+        ..Spec::default()
+    };
     for space in tablespaces {
         let oid = space.oid.to_string();
         let link = format!("pg_tblspc/{oid}");
-        spec.locations.insert(oid.clone(), TablespaceSpec { loc: text(&space.location)?, link });
+        spec.locations.insert(
+            oid.clone(),
+            TablespaceSpec {
+                loc: text(&space.location)?,
+                link,
+            },
+        );
         spec.tablespaces.push(oid);
     }
     Ok(spec)
@@ -45,20 +57,45 @@ pub fn place(spec: &Spec, placement: &Placement) -> Result<BTreeMap<u32, PathBuf
         return Ok(places);
     }
     for (old, _) in &placement.mapping {
-        if !spec.locations.values().any(|space| Path::new(&space.loc) == old) {
-            return Err(Error::new(Kind::Usage, format!("no tablespace of this backup was in \"{}\"", old.display()))
-                .hint("seawall backup-list NAME --detail shows where they were."));
+        if !spec
+            .locations
+            .values()
+            .any(|space| Path::new(&space.loc) == old)
+        {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("no tablespace of this backup was in \"{}\"", old.display()),
+            )
+            .hint("seawall backup-list NAME --detail shows where they were."));
         }
     }
     for oid in &spec.tablespaces {
-        let number = oid.parse().map_err(|_| Error::new(Kind::Corrupt, format!("\"{oid}\" is not the OID of a tablespace")))?;
+        let number = oid.parse().map_err(|_| {
+            Error::new(
+                Kind::Corrupt,
+                format!("\"{oid}\" is not the OID of a tablespace"),
+            )
+        })?;
         let place = place_one(oid, spec, placement)?;
-        let plain = place.is_absolute() && !place.components().any(|part| part == Component::ParentDir);
+        let plain =
+            place.is_absolute() && !place.components().any(|part| part == Component::ParentDir);
         if !plain {
-            return Err(Error::new(Kind::Usage, format!("the place of tablespace {oid} is not an absolute path: \"{}\"", place.display())));
+            return Err(Error::new(
+                Kind::Usage,
+                format!(
+                    "the place of tablespace {oid} is not an absolute path: \"{}\"",
+                    place.display()
+                ),
+            ));
         }
-        if places.values().any(|other: &PathBuf| other.starts_with(&place) || place.starts_with(other)) {
-            return Err(Error::new(Kind::Usage, format!("two tablespaces would share \"{}\"", place.display())));
+        if places
+            .values()
+            .any(|other: &PathBuf| other.starts_with(&place) || place.starts_with(other))
+        {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("two tablespaces would share \"{}\"", place.display()),
+            ));
         }
         places.insert(number, place);
     }
@@ -66,12 +103,20 @@ pub fn place(spec: &Spec, placement: &Placement) -> Result<BTreeMap<u32, PathBuf
 }
 
 fn place_one(oid: &str, spec: &Spec, placement: &Placement) -> Result<PathBuf> {
-    let unknown = || Error::new(Kind::Corrupt, format!("the sentinel does not say where tablespace {oid} was"));
+    let unknown = || {
+        Error::new(
+            Kind::Corrupt,
+            format!("the sentinel does not say where tablespace {oid} was"),
+        )
+    };
     let was = Path::new(&spec.locations.get(oid).ok_or_else(unknown)?.loc);
     if let Some((_, new)) = placement.mapping.iter().find(|(old, _)| old == was) {
         return Ok(new.clone());
     }
-    let given = placement.restore_spec.as_ref().and_then(|spec| spec.locations.get(oid));
+    let given = placement
+        .restore_spec
+        .as_ref()
+        .and_then(|spec| spec.locations.get(oid));
     Ok(given.map_or(was.to_path_buf(), |space| PathBuf::from(&space.loc)))
 }
 
@@ -80,8 +125,15 @@ mod tests {
     use super::*;
 
     fn spec() -> Spec {
-        let space = |oid, location: &str| Tablespace { oid, location: location.into() };
-        of(Path::new("/data"), &[space(16400, "/a b"), space(16401, "/c")]).unwrap()
+        let space = |oid, location: &str| Tablespace {
+            oid,
+            location: location.into(),
+        };
+        of(
+            Path::new("/data"),
+            &[space(16400, "/a b"), space(16401, "/c")],
+        )
+        .unwrap()
     }
 
     #[test]
@@ -97,18 +149,49 @@ mod tests {
     #[test]
     fn every_tablespace_gets_one_place() {
         let places = |placement: Placement| place(&spec(), &placement).map_err(|e| e.kind());
-        let mapping = |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| (a.into(), b.into())).collect();
-        assert_eq!(places(Placement { blind: true, ..Placement::default() }), Ok(BTreeMap::new()));
+        let mapping =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| (a.into(), b.into())).collect();
+        assert_eq!(
+            places(Placement {
+                blind: true,
+                ..Placement::default()
+            }),
+            Ok(BTreeMap::new())
+        );
         let source = Placement::default();
-        assert_eq!(places(source.clone()), Ok(BTreeMap::from([(16400, "/a b".into()), (16401, "/c".into())])));
-        let moved = Placement { mapping: mapping(&[("/c", "/new=place")]), ..source.clone() };
+        assert_eq!(
+            places(source.clone()),
+            Ok(BTreeMap::from([
+                (16400, "/a b".into()),
+                (16401, "/c".into())
+            ]))
+        );
+        let moved = Placement {
+            mapping: mapping(&[("/c", "/new=place")]),
+            ..source.clone()
+        };
         assert_eq!(places(moved).unwrap()[&16401], Path::new("/new=place"));
-        for bad in [&[("/nowhere", "/x")][..], &[("/c", "relative")], &[("/c", "/a b/inside")], &[("/c", "/x/../y")]] {
-            assert_eq!(places(Placement { mapping: mapping(bad), ..source.clone() }), Err(Kind::Usage), "{bad:?}");
+        for bad in [
+            &[("/nowhere", "/x")][..],
+            &[("/c", "relative")],
+            &[("/c", "/a b/inside")],
+            &[("/c", "/x/../y")],
+        ] {
+            assert_eq!(
+                places(Placement {
+                    mapping: mapping(bad),
+                    ..source.clone()
+                }),
+                Err(Kind::Usage),
+                "{bad:?}"
+            );
         }
         let mut given = spec();
         given.locations.get_mut("16400").unwrap().loc = "/elsewhere".into();
-        let given = Placement { restore_spec: Some(given), ..Placement::default() };
+        let given = Placement {
+            restore_spec: Some(given),
+            ..Placement::default()
+        };
         assert_eq!(places(given).unwrap()[&16400], Path::new("/elsewhere"));
     }
 }

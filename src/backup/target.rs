@@ -30,8 +30,18 @@ pub struct OpenFile {
 
 impl Target {
     /// Nothing is touched yet.
-    pub fn new(data: &Path, tablespaces: BTreeMap<u32, PathBuf>, waldir: Option<PathBuf>) -> Target {
-        Target { data: data.to_path_buf(), tablespaces, waldir, made: Mutex::default(), syncs: Mutex::default() }
+    pub fn new(
+        data: &Path,
+        tablespaces: BTreeMap<u32, PathBuf>,
+        waldir: Option<PathBuf>,
+    ) -> Target {
+        Target {
+            data: data.to_path_buf(),
+            tablespaces,
+            waldir,
+            made: Mutex::default(),
+            syncs: Mutex::default(),
+        }
     }
 
     /// The data directory.
@@ -49,15 +59,23 @@ impl Target {
         self.roots().try_for_each(refuse_filled)?;
         let free = disk::free_bytes(existing(&self.data))?;
         if free < bytes {
-            return Err(Error::new(Kind::Full, format!("there is not enough room in \"{}\"", self.data.display()))
-                .detail(format!("The backup needs {bytes} bytes, {free} are free."))
-                .hint("Nothing was written. Use another file system, or map tablespaces to other ones."));
+            return Err(Error::new(
+                Kind::Full,
+                format!("there is not enough room in \"{}\"", self.data.display()),
+            )
+            .detail(format!("The backup needs {bytes} bytes, {free} are free."))
+            .hint(
+                "Nothing was written. Use another file system, or map tablespaces to other ones.",
+            ));
         }
         Ok(())
     }
 
     fn roots(&self) -> impl Iterator<Item = &PathBuf> {
-        [&self.data].into_iter().chain(self.tablespaces.values()).chain(&self.waldir)
+        [&self.data]
+            .into_iter()
+            .chain(self.tablespaces.values())
+            .chain(&self.waldir)
     }
 
     /// Makes the directories that everything goes into.
@@ -66,7 +84,10 @@ impl Target {
             disk::create_dirs(root, 0o700)?;
             tree::set_mode(root, 0o700)?;
             self.made.lock().expect(UNPOISONED).insert(root.clone());
-            self.syncs.lock().expect(UNPOISONED).push(TreeSync::begin(root)?);
+            self.syncs
+                .lock()
+                .expect(UNPOISONED)
+                .push(TreeSync::begin(root)?);
         }
         Ok(())
     }
@@ -90,7 +111,8 @@ impl Target {
     pub fn write_new(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.data.join(name);
         let mut file = NewFile::create(&path, 0o600)?;
-        file.write_all(bytes).map_err(|e| Error::io(format!("could not write \"{}\"", path.display()), e))?;
+        file.write_all(bytes)
+            .map_err(|e| Error::io(format!("could not write \"{}\"", path.display()), e))?;
         file.publish(Publish::Absent)
     }
 
@@ -110,15 +132,19 @@ impl Target {
     pub fn sync(&self) -> Result<()> {
         let syncs = std::mem::take(&mut *self.syncs.lock().expect(UNPOISONED));
         syncs.into_iter().try_for_each(TreeSync::finish)?;
-        self.roots().try_for_each(|root| disk::sync_dir(disk::parent_of(root)))
+        self.roots()
+            .try_for_each(|root| disk::sync_dir(disk::parent_of(root)))
     }
 
     /// Where a member goes. Names are relative, without `..`, and never lead through a link: the only links are
     /// made by us, and what lies behind them is addressed directly.
     fn place(&self, name: &Path) -> Result<PathBuf> {
         let unsafe_name = || {
-            Error::new(Kind::Corrupt, format!("the backup contains the unsafe name \"{}\"", name.display()))
-                .hint("Nothing was written there. This archive was tampered with or damaged.")
+            Error::new(
+                Kind::Corrupt,
+                format!("the backup contains the unsafe name \"{}\"", name.display()),
+            )
+            .hint("Nothing was written there. This archive was tampered with or damaged.")
         };
         let mut parts = Vec::new();
         for part in name.components() {
@@ -173,7 +199,9 @@ const UNPOISONED: &str = "a panicking worker ends the restore";
 impl OpenFile {
     /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|e| Error::io(format!("could not write \"{}\"", self.path.display()), e))
+        self.file
+            .write_all(bytes)
+            .map_err(|e| Error::io(format!("could not write \"{}\"", self.path.display()), e))
     }
 
     /// Sets the modification time; syncing comes later, for all files.
@@ -198,7 +226,9 @@ fn refuse_filled(root: &PathBuf) -> Result<()> {
 
 /// The nearest directory above that exists.
 fn existing(path: &Path) -> &Path {
-    path.ancestors().find(|path| matches!(disk::stat(path), Ok(Some(_)))).unwrap_or(Path::new("/"))
+    path.ancestors()
+        .find(|path| matches!(disk::stat(path), Ok(Some(_))))
+        .unwrap_or(Path::new("/"))
 }
 
 #[cfg(test)]
@@ -206,7 +236,11 @@ mod tests {
     use super::*;
 
     fn target(dir: &Path) -> Target {
-        Target::new(&dir.join("data"), BTreeMap::from([(16400, dir.join("space"))]), Some(dir.join("wal")))
+        Target::new(
+            &dir.join("data"),
+            BTreeMap::from([(16400, dir.join("space"))]),
+            Some(dir.join("wal")),
+        )
     }
 
     #[test]
@@ -214,14 +248,34 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = target(dir.path());
         for (name, place) in [
-            ("base/5/1", "data/base/5/1"), (".", "data"), ("./base", "data/base"), ("pg_tblspc", "data/pg_tblspc"),
-            ("pg_tblspc/16400", "space"), ("pg_tblspc/16400/PG_15/1", "space/PG_15/1"),
-            ("pg_tblspc/16401/PG_15/1", "data/pg_tblspc/16401/PG_15/1"), ("pg_wal/archive_status", "wal/archive_status"),
+            ("base/5/1", "data/base/5/1"),
+            (".", "data"),
+            ("./base", "data/base"),
+            ("pg_tblspc", "data/pg_tblspc"),
+            ("pg_tblspc/16400", "space"),
+            ("pg_tblspc/16400/PG_15/1", "space/PG_15/1"),
+            ("pg_tblspc/16401/PG_15/1", "data/pg_tblspc/16401/PG_15/1"),
+            ("pg_wal/archive_status", "wal/archive_status"),
         ] {
-            assert_eq!(target.place(Path::new(name)).unwrap(), dir.path().join(place), "{name}");
+            assert_eq!(
+                target.place(Path::new(name)).unwrap(),
+                dir.path().join(place),
+                "{name}"
+            );
         }
-        for name in ["/etc/passwd", "../x", "base/../../x", "pg_tblspc/../x", "pg_tblspc/x/y", "pg_tblspc/16400/../../x"] {
-            assert_eq!(target.place(Path::new(name)).unwrap_err().kind(), Kind::Corrupt, "{name}");
+        for name in [
+            "/etc/passwd",
+            "../x",
+            "base/../../x",
+            "pg_tblspc/../x",
+            "pg_tblspc/x/y",
+            "pg_tblspc/16400/../../x",
+        ] {
+            assert_eq!(
+                target.place(Path::new(name)).unwrap_err().kind(),
+                Kind::Corrupt,
+                "{name}"
+            );
         }
     }
 
@@ -236,21 +290,38 @@ mod tests {
         file.close(1_000_000_000).unwrap();
         target.directory(Path::new("base/5"), 0o750).unwrap();
         target.directory(Path::new("."), 0o750).unwrap();
-        target.create_file(Path::new("pg_tblspc/16400/PG_15/2"), 0o600).unwrap();
+        target
+            .create_file(Path::new("pg_tblspc/16400/PG_15/2"), 0o600)
+            .unwrap();
         target.links().unwrap();
         target.sync().unwrap();
-        let stat = disk::stat(&dir.path().join("data/base/5")).unwrap().unwrap();
+        let stat = disk::stat(&dir.path().join("data/base/5"))
+            .unwrap()
+            .unwrap();
         assert_eq!((stat.kind, stat.mode), (FileKind::Directory, 0o750));
         assert!(dir.path().join("data/pg_tblspc/16400/PG_15/2").exists());
         assert!(dir.path().join("data/pg_wal/archive_status").is_dir());
         assert_eq!(target.refuse_unfit(1).unwrap_err().kind(), Kind::Refused);
-        assert_eq!(target.create_file(Path::new("base/5/1"), 0o600).err().unwrap().kind(), Kind::Exists);
+        assert_eq!(
+            target
+                .create_file(Path::new("base/5/1"), 0o600)
+                .err()
+                .unwrap()
+                .kind(),
+            Kind::Exists
+        );
     }
 
     #[test]
     fn a_small_disk_is_noticed_before_anything_is_written() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(target(dir.path()).refuse_unfit(u64::MAX).unwrap_err().kind(), Kind::Full);
+        assert_eq!(
+            target(dir.path())
+                .refuse_unfit(u64::MAX)
+                .unwrap_err()
+                .kind(),
+            Kind::Full
+        );
         assert!(!dir.path().join("data").exists());
     }
 }

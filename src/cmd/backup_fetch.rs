@@ -1,20 +1,20 @@
 //! `backup-fetch PGDATA NAME|LATEST`: a restored data directory, and what recovery needs to go on from there.
 
+use super::arguments::{optional_path, parsed, path, setting_option, text, usage};
 use super::output::{Progress, human_bytes};
 use super::{BASE_RETRY, Context};
 use crate::archive::sentinel::Spec;
 use crate::backup::fetch::{self, Options};
 use crate::backup::recovery::{self, Settings, Start};
+use crate::backup::recovery::{Target, checked_time};
 use crate::backup::spec::Placement;
 use crate::config::{Group, SETTINGS, Setting};
 use crate::disk;
-use crate::error::{Error, Kind};
-use std::path::Path;
-use super::arguments::{optional_path, parsed, path, setting_option, text, usage};
-use crate::backup::recovery::{Target, checked_time};
 use crate::error::Result;
+use crate::error::{Error, Kind};
 use crate::pg::Lsn;
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
+use std::path::Path;
 use std::path::PathBuf;
 
 /// What was asked for.
@@ -340,7 +340,14 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     };
     log::info!("restoring {} into \"{}\"", backup.id, args.pgdata.display());
     let progress = Progress::new(&context.screen, "restoring", 0);
-    let restored = fetch::fetch(&archive, &backup, &args.pgdata, &options, &progress, &context.stop);
+    let restored = fetch::fetch(
+        &archive,
+        &backup,
+        &args.pgdata,
+        &options,
+        &progress,
+        &context.stop,
+    );
     progress.finish();
     let restored = restored?;
     log::info!(
@@ -366,10 +373,18 @@ fn settings(context: &Context, args: &Args) -> Result<Settings> {
                 action: asked.action.clone(),
                 exclusive: asked.exclusive,
             };
-            if asked.standby { Start::Standby(recovery) } else { Start::Recover(recovery) }
+            if asked.standby {
+                Start::Standby(recovery)
+            } else {
+                Start::Recover(recovery)
+            }
         }
     };
-    Ok(Settings { start, keep_archiving: args.keep_archiving, in_place_tablespaces: false })
+    Ok(Settings {
+        start,
+        keep_archiving: args.keep_archiving,
+        in_place_tablespaces: false,
+    })
 }
 
 fn placement(asked: &Tablespaces) -> Result<Placement> {
@@ -385,20 +400,29 @@ fn placement(asked: &Tablespaces) -> Result<Placement> {
         }
         Some(RestoreSpec::Source) | None => None,
     };
-    Ok(Placement { blind: asked.blind, restore_spec, mapping: asked.mapping.clone() })
+    Ok(Placement {
+        blind: asked.blind,
+        restore_spec,
+        mapping: asked.mapping.clone(),
+    })
 }
 
 /// The command by which the copy fetches its WAL: this program with the settings of this run. Secrets that only
 /// this process has cannot be written down.
 fn restore_command(context: &Context) -> Result<String> {
-    let program = std::env::current_exe()
-        .map_err(|e| Error::io("could not find the path of this program", e).hint("Give --restore-command."))?;
+    let program = std::env::current_exe().map_err(|e| {
+        Error::io("could not find the path of this program", e).hint("Give --restore-command.")
+    })?;
     let mut words = Vec::new();
     let mut secrets = Vec::new();
     // The prefix and the key's name are among the options.
     let told = ["prefix", "s3.access-key-id"];
     let passing = |s: &&Setting| context.config.is_passing(s.env) && !told.contains(&s.key);
-    for setting in SETTINGS.iter().filter(|s| matches!(s.group, Group::Archive | Group::S3)).filter(passing) {
+    for setting in SETTINGS
+        .iter()
+        .filter(|s| matches!(s.group, Group::Archive | Group::S3))
+        .filter(passing)
+    {
         match context.config.given(setting.env) {
             Some(_) if setting.secret => secrets.push(setting.env),
             Some(value) => words.push(format!("{}={}", setting.env, shell_quoted(value))),
@@ -422,7 +446,11 @@ fn restore_command(context: &Context) -> Result<String> {
 
 fn path_text(path: &Path) -> Result<String> {
     path.to_str().map(str::to_string).ok_or_else(|| {
-        Error::new(Kind::Refused, format!("the path {} is not UTF-8", path.display())).hint("Give --restore-command.")
+        Error::new(
+            Kind::Refused,
+            format!("the path {} is not UTF-8", path.display()),
+        )
+        .hint("Give --restore-command.")
     })
 }
 
@@ -437,14 +465,19 @@ fn shell_quoted(text: &str) -> String {
 
 fn advise(args: &Args, settings: &Settings) {
     if !settings.keep_archiving {
-        log::info!("archive_mode is off in the copy, so that it cannot write into the archive it came from");
+        log::info!(
+            "archive_mode is off in the copy, so that it cannot write into the archive it came from"
+        );
     }
     match &settings.start {
         Start::Nothing => log::info!(
             "to use it: give it the WAL of its backup and start it; backup-fetch --recovery writes a restore_command"
         ),
         Start::Recover(_) | Start::Standby(_) => {
-            log::info!("start it with: pg_ctl -D \"{}\" start", args.pgdata.display());
+            log::info!(
+                "start it with: pg_ctl -D \"{}\" start",
+                args.pgdata.display()
+            );
         }
     }
 }

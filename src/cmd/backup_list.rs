@@ -1,12 +1,12 @@
 //! `backup-list [NAME|LATEST]`: which backups there are.
 
+use super::arguments::text;
 use super::output::{Align, Table, human_bytes, print, print_json};
 use super::{BASE_RETRY, Context};
 use crate::archive::catalog::{Backup, Catalog};
-use serde::Serialize;
-use super::arguments::text;
 use crate::error::Result;
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use serde::Serialize;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -80,10 +80,17 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         None => all(archive.catalog()?),
     };
     if args.json {
-        let shown: Vec<Shown> = backups.iter().map(|backup| shown(backup, args.detail)).collect();
+        let shown: Vec<Shown> = backups
+            .iter()
+            .map(|backup| shown(backup, args.detail))
+            .collect();
         return print_json(&shown);
     }
-    print(&if args.detail { detailed(&backups) } else { plain(&backups) })
+    print(&if args.detail {
+        detailed(&backups)
+    } else {
+        plain(&backups)
+    })
 }
 
 fn all(catalog: Catalog) -> Vec<Backup> {
@@ -153,7 +160,11 @@ fn detailed(backups: &[Backup]) -> String {
     for backup in backups {
         let shown = shown(backup, false);
         let spec = &backup.sentinel.spec;
-        let spaces: Vec<String> = spec.locations.iter().map(|(oid, space)| format!("{oid}={}", space.loc)).collect();
+        let spaces: Vec<String> = spec
+            .locations
+            .iter()
+            .map(|(oid, space)| format!("{oid}={}", space.loc))
+            .collect();
         let text = |value: Option<String>| value.unwrap_or_else(|| "-".to_string());
         table.row(vec![
             shown.name,
@@ -166,7 +177,11 @@ fn detailed(backups: &[Backup]) -> String {
             shown.wal_segment_backup_stop,
             text(shown.bad_pages.map(|count| count.to_string())),
             spec.base_prefix.clone(),
-            if spaces.is_empty() { "-".to_string() } else { spaces.join(",") },
+            if spaces.is_empty() {
+                "-".to_string()
+            } else {
+                spaces.join(",")
+            },
             text(shown.label),
         ]);
     }

@@ -1,13 +1,13 @@
 //! `backup-push [PGDATA]`: a base backup, read from the data directory or streamed by the server.
 
+use super::arguments::{optional_path, setting_option, text, usage};
 use super::output::{Progress, human_bytes};
 use super::{BASE_RETRY, Context};
 use crate::backup::push::{Job, Options, Taken};
-use crate::error::{Error, Kind};
-use crate::wire::{Conn, ConnectOptions};
-use super::arguments::{optional_path, setting_option, text, usage};
 use crate::config;
 use crate::error::Result;
+use crate::error::{Error, Kind};
+use crate::wire::{Conn, ConnectOptions};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -181,7 +181,12 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         wal_timeout: args.wal_timeout,
     };
     let progress = Progress::new(&context.screen, "backing up", 0);
-    let job = Job { archive: &archive, options: &options, progress: &progress, stop: &context.stop };
+    let job = Job {
+        archive: &archive,
+        options: &options,
+        progress: &progress,
+        stop: &context.stop,
+    };
     let taken = match &args.pgdata {
         Some(data) if args.offline => job.offline(data),
         Some(data) => job.local(&mut connect(context, args, false)?, data),
@@ -193,8 +198,14 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 
 fn connect(context: &Context, args: &Args, replication: bool) -> Result<Conn> {
     let connection = &args.connection;
-    let info = context.config.conninfo(connection.conninfo.as_deref(), connection.overrides.clone())?;
-    let options = ConnectOptions { replication, application_name: "seawall".to_string(), statement_timeout: None };
+    let info = context
+        .config
+        .conninfo(connection.conninfo.as_deref(), connection.overrides.clone())?;
+    let options = ConnectOptions {
+        replication,
+        application_name: "seawall".to_string(),
+        statement_timeout: None,
+    };
     Conn::connect(&info, &options, &context.stop)
 }
 
@@ -213,9 +224,16 @@ fn report(taken: &Taken) -> Result<()> {
     if bad.bad_pages == 0 {
         return Ok(());
     }
-    Err(Error::new(Kind::Findings, format!("{} pages have wrong checksums", bad.bad_pages))
-        .detail(format!("Backup {} is complete and holds them as they are: {}.", taken.id, bad.first_bad.join("; ")))
-        .hint("Keep older backups. Find the relations with pg_filenode_relation() and check the disk."))
+    Err(Error::new(
+        Kind::Findings,
+        format!("{} pages have wrong checksums", bad.bad_pages),
+    )
+    .detail(format!(
+        "Backup {} is complete and holds them as they are: {}.",
+        taken.id,
+        bad.first_bad.join("; ")
+    ))
+    .hint("Keep older backups. Find the relations with pg_filenode_relation() and check the disk."))
 }
 
 #[cfg(test)]

@@ -51,7 +51,11 @@ impl Context {
                 State::none()
             }
         };
-        Ok(Archive { store: store::open(&options)?, compression: self.config.compression()?, state })
+        Ok(Archive {
+            store: store::open(&options)?,
+            compression: self.config.compression()?,
+            state,
+        })
     }
 }
 
@@ -75,7 +79,10 @@ pub fn run(context: &Context, verb: &str, matches: &ArgMatches) -> Result<()> {
         "backup-push" => backup_push::run(context, &backup_push::args(matches)?),
         "backup-fetch" => backup_fetch::run(context, &backup_fetch::args(matches)?),
         "backup-list" => backup_list::run(context, &backup_list::args(matches)?),
-        _ => Err(Error::new(Kind::Bug, format!("the verb {verb} has no code"))),
+        _ => Err(Error::new(
+            Kind::Bug,
+            format!("the verb {verb} has no code"),
+        )),
     }
 }
 
@@ -83,8 +90,15 @@ pub fn run(context: &Context, verb: &str, matches: &ArgMatches) -> Result<()> {
 /// commands, or of the directory above the file's. `None` if neither is a data directory.
 fn cluster_of(file: &std::path::Path) -> Result<Option<crate::pg::control::ControlFile>> {
     let above = file.parent().and_then(|directory| directory.parent());
-    for data in [Some(std::path::Path::new(".")), above].into_iter().flatten() {
-        let data = if data.as_os_str().is_empty() { std::path::Path::new(".") } else { data };
+    for data in [Some(std::path::Path::new(".")), above]
+        .into_iter()
+        .flatten()
+    {
+        let data = if data.as_os_str().is_empty() {
+            std::path::Path::new(".")
+        } else {
+            data
+        };
         match crate::backup::server::control_file(data) {
             Err(e) if e.kind() == Kind::Missing => {}
             other => return other.map(Some),

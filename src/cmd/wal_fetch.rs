@@ -1,17 +1,17 @@
 //! `wal-fetch NAME DEST`: what `restore_command` runs. Its exit codes are PostgreSQL's to read.
 
+use super::arguments::{path, setting_option, text, word};
 use super::output::print_file;
 use super::{Context, WAL_RETRY, cluster_of};
-use crate::work::stop::Stop;
 use crate::archive::wal::{Expect, Fetched, HolePolicy};
 use crate::disk;
 use crate::disk::durable::{NewFile, Publish};
-use std::io::{Seek, Write};
-use std::path::Path;
-use super::arguments::{path, setting_option, text, word};
 use crate::error::{Error, Kind, Result};
 use crate::pg::WalName;
+use crate::work::stop::Stop;
 use clap::{Arg, ArgMatches, Command};
+use std::io::{Seek, Write};
+use std::path::Path;
 use std::path::PathBuf;
 
 /// What was asked for.
@@ -143,7 +143,13 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let result = fetch(context, args);
     // Nothing but the whole proof may look like the end of WAL.
-    result.or_else(|e| if e.kind() == Kind::Absent { Err(e) } else { Err(on_outage(args, e)?) })
+    result.or_else(|e| {
+        if e.kind() == Kind::Absent {
+            Err(e)
+        } else {
+            Err(on_outage(args, e)?)
+        }
+    })
 }
 
 fn fetch(context: &Context, args: &Args) -> Result<()> {
@@ -164,7 +170,12 @@ fn fetch(context: &Context, args: &Args) -> Result<()> {
     let fetched = match &args.dest {
         Dest::File(path) => {
             let mut file = NewFile::create(path, 0o600).map_err(not_absent)?;
-            let fetched = archive.get_wal(args.name, &mut Stoppable(&mut file, &context.stop), expect, policy)?;
+            let fetched = archive.get_wal(
+                args.name,
+                &mut Stoppable(&mut file, &context.stop),
+                expect,
+                policy,
+            )?;
             if matches!(fetched, Fetched::Delivered(_)) {
                 context.stop.check()?;
                 file.publish(Publish::Replace).map_err(not_absent)?;
@@ -173,11 +184,20 @@ fn fetch(context: &Context, args: &Args) -> Result<()> {
         }
         Dest::Stdout => {
             // Checked as a whole before the first byte leaves: a pipe cannot take anything back.
-            let room = archive.state.directory().map_or(Path::new("/tmp"), |directory| directory.as_path());
+            let room = archive
+                .state
+                .directory()
+                .map_or(Path::new("/tmp"), |directory| directory.as_path());
             let mut file = disk::hidden_temp(room).map_err(not_absent)?;
-            let fetched = archive.get_wal(args.name, &mut Stoppable(&mut file, &context.stop), expect, policy)?;
+            let fetched = archive.get_wal(
+                args.name,
+                &mut Stoppable(&mut file, &context.stop),
+                expect,
+                policy,
+            )?;
             if matches!(fetched, Fetched::Delivered(_)) {
-                file.rewind().map_err(|e| Error::io("could not read the temporary file", e))?;
+                file.rewind()
+                    .map_err(|e| Error::io("could not read the temporary file", e))?;
                 print_file(&mut file)?;
             }
             fetched
@@ -185,7 +205,11 @@ fn fetch(context: &Context, args: &Args) -> Result<()> {
     };
     match fetched {
         Fetched::Delivered(bytes) => {
-            log::info!("fetched {} ({bytes} bytes) from {}", args.name, archive.store.location());
+            log::info!(
+                "fetched {} ({bytes} bytes) from {}",
+                args.name,
+                archive.store.location()
+            );
             Ok(())
         }
         Fetched::Absent(proof) => Err(Error::new(Kind::Absent, proof)),
@@ -207,7 +231,13 @@ fn on_outage(args: &Args, error: Error) -> Result<Error> {
         return Ok(error);
     }
     log::error!("{}", error.one_line());
-    Ok(Error::new(Kind::Absent, format!("{} could not be asked for; the server is told that it is absent", args.name)))
+    Ok(Error::new(
+        Kind::Absent,
+        format!(
+            "{} could not be asked for; the server is told that it is absent",
+            args.name
+        ),
+    ))
 }
 
 /// Whether the data directory, above DEST or the current one, is a standby's and not in a targeted recovery.

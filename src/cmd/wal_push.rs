@@ -1,18 +1,18 @@
 //! `wal-push PATH`: what `archive_command` runs.
 
+use super::arguments::{path, setting_option};
 use super::{Context, WAL_RETRY, cluster_of};
 use crate::archive::identity::Identity;
 use crate::archive::wal::{Expect, Put};
 use crate::backup::now;
 use crate::disk;
+use crate::error::Result;
 use crate::error::{Error, Kind};
-use crate::pg::wal_header::{HEADER_BYTES, SegmentHeader};
 use crate::pg::WalName;
+use crate::pg::wal_header::{HEADER_BYTES, SegmentHeader};
+use clap::{Arg, ArgMatches, Command};
 use std::io::Read;
 use std::path::Path;
-use super::arguments::{path, setting_option};
-use crate::error::Result;
-use clap::{Arg, ArgMatches, Command};
 use std::path::PathBuf;
 
 /// What was asked for.
@@ -73,22 +73,33 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         }
     }
     match archive.put_wal(name, &args.path, expect)? {
-        Put::Stored(bytes) => log::info!("archived {name} ({bytes} bytes) in {}", archive.store.location()),
+        Put::Stored(bytes) => log::info!(
+            "archived {name} ({bytes} bytes) in {}",
+            archive.store.location()
+        ),
         Put::AlreadyThere => log::info!("{name} is archived already, with the same bytes"),
     }
     Ok(())
 }
 
 fn name_of(path: &Path) -> Result<WalName> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    name.parse().map_err(|e: Error| e.context(format!("cannot archive \"{}\"", path.display())))
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    name.parse()
+        .map_err(|e: Error| e.context(format!("cannot archive \"{}\"", path.display())))
 }
 
 /// Whose WAL this is: the data directory says it, else the segment itself.
 fn identity(path: &Path, name: WalName) -> Result<Option<Identity>> {
     if let Some(control) = cluster_of(path)? {
         let (system_id, segment_size) = (control.system_id, control.segment_size);
-        return Ok(Some(Identity { system_id, major: control.major, segment_size }));
+        return Ok(Some(Identity {
+            system_id,
+            major: control.major,
+            segment_size,
+        }));
     }
     if !matches!(name, WalName::Segment(_) | WalName::Partial(_)) {
         return Ok(None);
@@ -98,7 +109,15 @@ fn identity(path: &Path, name: WalName) -> Result<Option<Identity>> {
         .take(HEADER_BYTES as u64)
         .read_to_end(&mut head)
         .map_err(|e| Error::io(format!("could not read \"{}\"", path.display()), e))?;
-    let header = SegmentHeader::parse(&head)
-        .map_err(|e| e.context(format!("file \"{}\" is not what its name {name} says", path.display())))?;
-    Ok(Some(Identity { system_id: header.system_id, major: header.major.unwrap_or(0), segment_size: header.segment_size }))
+    let header = SegmentHeader::parse(&head).map_err(|e| {
+        e.context(format!(
+            "file \"{}\" is not what its name {name} says",
+            path.display()
+        ))
+    })?;
+    Ok(Some(Identity {
+        system_id: header.system_id,
+        major: header.major.unwrap_or(0),
+        segment_size: header.segment_size,
+    }))
 }

@@ -29,7 +29,12 @@ pub struct Inspector {
 impl Inspector {
     /// Nothing has passed yet.
     pub fn new(name: WalName, expect: Expect) -> Inspector {
-        Inspector { name, expect, head: Vec::new(), size: 0 }
+        Inspector {
+            name,
+            expect,
+            head: Vec::new(),
+            size: 0,
+        }
     }
 
     /// How many bytes from the beginning decide.
@@ -56,17 +61,25 @@ impl Inspector {
     /// Answers the header of a segment, `None` for the text files.
     pub fn judge(&self, size: u64, what: &str) -> Result<Option<SegmentHeader>> {
         let judged = match self.name {
-            WalName::Segment(segment) | WalName::Partial(segment) => self.segment(size, segment).map(Some),
+            WalName::Segment(segment) | WalName::Partial(segment) => {
+                self.segment(size, segment).map(Some)
+            }
             WalName::History(timeline) => self.text(size).and_then(|text| {
                 match TimelineHistory::parse(timeline, text)?.ancestors.is_empty() {
-                    true => Err(Error::new(Kind::Corrupt, "it is a timeline history without ancestors")),
+                    true => Err(Error::new(
+                        Kind::Corrupt,
+                        "it is a timeline history without ancestors",
+                    )),
                     false => Ok(None),
                 }
             }),
             WalName::BackupHistory(segment, _) => self.text(size).and_then(|text| {
                 match BackupLabel::parse(text)?.segment == segment {
                     true => Ok(None),
-                    false => Err(Error::new(Kind::Corrupt, "it is the history of another backup")),
+                    false => Err(Error::new(
+                        Kind::Corrupt,
+                        "it is the history of another backup",
+                    )),
                 }
             }),
         };
@@ -81,15 +94,26 @@ impl Inspector {
         for warning in header.check(segment, self.expect.system_id)? {
             log::warn!("{warning}");
         }
-        let expected = self.expect.segment_size.unwrap_or(header.segment_size).bytes();
+        let expected = self
+            .expect
+            .segment_size
+            .unwrap_or(header.segment_size)
+            .bytes();
         if header.segment_size.bytes() != expected {
-            return Err(Error::new(Kind::Mismatch, "its header names another segment size").detail(format!(
-                "The header says {} bytes, this cluster has {expected} bytes.",
-                header.segment_size.bytes()
-            )));
+            return Err(
+                Error::new(Kind::Mismatch, "its header names another segment size").detail(
+                    format!(
+                        "The header says {} bytes, this cluster has {expected} bytes.",
+                        header.segment_size.bytes()
+                    ),
+                ),
+            );
         }
         if size != expected {
-            return Err(Error::new(Kind::Corrupt, format!("it has {size} bytes, a segment here has {expected}")));
+            return Err(Error::new(
+                Kind::Corrupt,
+                format!("it has {size} bytes, a segment here has {expected}"),
+            ));
         }
         Ok(header)
     }
@@ -98,6 +122,7 @@ impl Inspector {
         if size == 0 || size != self.head.len() as u64 {
             return Err(Error::new(Kind::Corrupt, format!("it has {size} bytes")));
         }
-        std::str::from_utf8(&self.head).map_err(|e| Error::new(Kind::Corrupt, "it is not text").because(e))
+        std::str::from_utf8(&self.head)
+            .map_err(|e| Error::new(Kind::Corrupt, "it is not text").because(e))
     }
 }

@@ -37,7 +37,13 @@ const WAL_FILE_BYTES_MAX: u64 = 1 << 30;
 impl Archive {
     /// Writes the archived file `name` to `out` and checks it, or proves that it is absent. After an error what
     /// was written counts for nothing.
-    pub fn get_wal(&self, name: WalName, out: &mut dyn Write, expect: Expect, on_hole: HolePolicy) -> Result<Fetched> {
+    pub fn get_wal(
+        &self,
+        name: WalName,
+        out: &mut dyn Write,
+        expect: Expect,
+        on_hole: HolePolicy,
+    ) -> Result<Fetched> {
         let expect = self.remembered(expect)?;
         let usual = keys::wal(&name.to_string(), Some(self.compression.method));
         let answer = match self.deliver(&usual, Some(self.compression.method), name, out, expect) {
@@ -67,13 +73,22 @@ impl Archive {
         })
     }
 
-    fn deliver(&self, key: &Key, method: Option<Method>, name: WalName, out: &mut dyn Write, expect: Expect) -> Result<u64> {
+    fn deliver(
+        &self,
+        key: &Key,
+        method: Option<Method>,
+        name: WalName,
+        out: &mut dyn Write,
+        expect: Expect,
+    ) -> Result<u64> {
         let body = self.store.get(key, 0)?;
         let mut reader: Box<dyn Read> = match method {
             Some(method) => codec::decoder(method, body.reader),
             None => body.reader,
         };
-        let reading = |e| from_io("could not read the object", e).context(format!("could not fetch object {key}"));
+        let reading = |e| {
+            from_io("could not read the object", e).context(format!("could not fetch object {key}"))
+        };
         let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
         let mut inspector = Inspector::new(name, expect);
         loop {
@@ -83,11 +98,17 @@ impl Archive {
             }
             inspector.pass(&buffer[..count]);
             if inspector.size() > WAL_FILE_BYTES_MAX {
-                return Err(Error::new(Kind::Corrupt, format!("object {key} is larger than any WAL file")));
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("object {key} is larger than any WAL file"),
+                ));
             }
-            out.write_all(&buffer[..count]).map_err(|e| from_io("could not write the delivered file", e))?;
+            out.write_all(&buffer[..count])
+                .map_err(|e| from_io("could not write the delivered file", e))?;
         }
-        inspector.judge(inspector.size(), &format!("object {key}")).map_err(present)?;
+        inspector
+            .judge(inspector.size(), &format!("object {key}"))
+            .map_err(present)?;
         Ok(inspector.size())
     }
 
@@ -95,16 +116,22 @@ impl Archive {
     fn look_further(&self, name: WalName, out: &mut dyn Write, expect: Expect) -> Result<Fetched> {
         let seen = self.look_around(name)?;
         if let Some((key, method)) = seen.same {
-            return self.deliver(&key, method, name, out, expect).map(Fetched::Delivered).map_err(|e| match e.kind() {
-                Kind::Missing => e.with_kind(Kind::Hole),
-                _ => e,
-            });
+            return self
+                .deliver(&key, method, name, out, expect)
+                .map(Fetched::Delivered)
+                .map_err(|e| match e.kind() {
+                    Kind::Missing => e.with_kind(Kind::Hole),
+                    _ => e,
+                });
         }
         let segment_size = self.prove_present(&expect)?.or(expect.segment_size);
         if let Some(beyond) = seen.beyond
             && !self.before_its_timeline(name, segment_size)?
         {
-            return Err(Error::new(Kind::Hole, format!("object {beyond} lies beyond it")));
+            return Err(Error::new(
+                Kind::Hole,
+                format!("object {beyond} lies beyond it"),
+            ));
         }
         self.refuse_gap(name, segment_size)?;
         Ok(Fetched::Absent(format!(
@@ -147,7 +174,9 @@ impl Archive {
             }
             return Ok(Some(identity.segment_size));
         }
-        if self.state.read()?.system_identifier.is_none() && (self.shows_any(keys::WAL)? || self.shows_any(keys::BACKUPS)?) {
+        if self.state.read()?.system_identifier.is_none()
+            && (self.shows_any(keys::WAL)? || self.shows_any(keys::BACKUPS)?)
+        {
             return Ok(None);
         }
         Err(Error::new(Kind::Unavailable, format!("archive {} does not show itself", self.store.location()))
@@ -166,21 +195,36 @@ impl Archive {
 
     /// Whether the segment lies before the first one of its timeline: PostgreSQL may ask for it, and its absence
     /// is right although later ones exist.
-    fn before_its_timeline(&self, name: WalName, segment_size: Option<SegmentSize>) -> Result<bool> {
-        let (WalName::Segment(segment) | WalName::Partial(segment), Some(size)) = (name, segment_size) else {
+    fn before_its_timeline(
+        &self,
+        name: WalName,
+        segment_size: Option<SegmentSize>,
+    ) -> Result<bool> {
+        let (WalName::Segment(segment) | WalName::Partial(segment), Some(size)) =
+            (name, segment_size)
+        else {
             return Ok(false);
         };
-        let Some(history) = self.history(segment.timeline)? else { return Ok(false) };
-        let Some(parent) = history.ancestors.last() else { return Ok(false) };
+        let Some(history) = self.history(segment.timeline)? else {
+            return Ok(false);
+        };
+        let Some(parent) = history.ancestors.last() else {
+            return Ok(false);
+        };
         Ok(segment.next(size)?.start(size)? <= parent.end)
     }
 
     /// Which of `segments`, ascending and of one timeline, are not archived yet.
     pub fn missing_wal(&self, segments: &[Segment]) -> Result<Vec<Segment>> {
-        let (Some(first), Some(last)) = (segments.first(), segments.last()) else { return Ok(Vec::new()) };
+        let (Some(first), Some(last)) = (segments.first(), segments.last()) else {
+            return Ok(Vec::new());
+        };
         let mut missing: std::collections::BTreeSet<Segment> = segments.iter().copied().collect();
         let name = first.to_string();
-        let (prefix, after) = (format!("{}{}", keys::WAL, &name[..8]), format!("{}{}", keys::WAL, &name[..23]));
+        let (prefix, after) = (
+            format!("{}{}", keys::WAL, &name[..8]),
+            format!("{}{}", keys::WAL, &name[..23]),
+        );
         self.store.list(&prefix, &after, &mut |object| {
             match keys::parse_wal(&object.key) {
                 Some((WalName::Segment(segment), _)) if segment > *last => return Ok(false),
@@ -198,7 +242,9 @@ impl Archive {
             return Ok(None);
         }
         let name = WalName::History(timeline);
-        let Some((key, method)) = self.look_around(name)?.same else { return Ok(None) };
+        let Some((key, method)) = self.look_around(name)?.same else {
+            return Ok(None);
+        };
         let body = self.store.get(&key, 0)?;
         let reader: Box<dyn Read> = match method {
             Some(method) => codec::decoder(method, body.reader),
@@ -214,16 +260,29 @@ impl Archive {
 
     /// A marker says that this WAL was knowingly skipped: recovery must not end here as if it were the end.
     fn refuse_gap(&self, name: WalName, segment_size: Option<SegmentSize>) -> Result<()> {
-        let (Some(segment), Some(size)) = (name.segment(), segment_size) else { return Ok(()) };
+        let (Some(segment), Some(size)) = (name.segment(), segment_size) else {
+            return Ok(());
+        };
         let start = segment.start(size)?.0;
         let prefix = format!("{}{:08X}_", keys::GAPS, segment.timeline.0);
-        self.store.list(&prefix, "", &mut |object| match keys::parse_gap(&object.key) {
-            Some((_, from, to)) if from < start + size.bytes() && start < to => Err(Error::new(
-                Kind::Hole,
-                format!("WAL from {} to {} was knowingly skipped (object {})", Lsn(from), Lsn(to), object.key),
-            )),
-            _ => Ok(true),
-        })
+        self.store.list(
+            &prefix,
+            "",
+            &mut |object| match keys::parse_gap(&object.key) {
+                Some((_, from, to)) if from < start + size.bytes() && start < to => {
+                    Err(Error::new(
+                        Kind::Hole,
+                        format!(
+                            "WAL from {} to {} was knowingly skipped (object {})",
+                            Lsn(from),
+                            Lsn(to),
+                            object.key
+                        ),
+                    ))
+                }
+                _ => Ok(true),
+            },
+        )
     }
 }
 

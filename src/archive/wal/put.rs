@@ -38,7 +38,9 @@ impl Archive {
         match self.send(&key, &file, size) {
             // Another pusher was faster, or our own first try was acknowledged and the answer lost.
             Err(e) if e.kind() == Kind::Exists => self.compare(name, &key, &file, size),
-            other => other.map(Put::Stored).map_err(|e| e.context(format!("could not archive {name}"))),
+            other => other
+                .map(Put::Stored)
+                .map_err(|e| e.context(format!("could not archive {name}"))),
         }
     }
 
@@ -62,7 +64,9 @@ impl Archive {
     fn send(&self, key: &Key, file: &File, size: u64) -> Result<u64> {
         let mut writer = ObjectWriter::new(&*self.store, key.clone(), self.compression)?;
         copy_exactly(file, size, &mut |bytes| {
-            writer.write_all(bytes).map_err(|e| from_io("could not send the object", e))
+            writer
+                .write_all(bytes)
+                .map_err(|e| from_io("could not send the object", e))
         })?;
         writer.finish().map(|object| object.stored_bytes)
     }
@@ -103,9 +107,10 @@ impl Archive {
         let mut digest = Sha256::new();
         let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
         loop {
-            let count = reader
-                .read(&mut buffer)
-                .map_err(|e| from_io("could not read the object", e).context(format!("could not compare with object {key}")))?;
+            let count = reader.read(&mut buffer).map_err(|e| {
+                from_io("could not read the object", e)
+                    .context(format!("could not compare with object {key}"))
+            })?;
             if count == 0 {
                 return Ok(digest.finish());
             }
@@ -117,8 +122,14 @@ impl Archive {
 /// Reads as much of the source as decides, and judges it.
 fn inspect(file: &File, size: u64, name: WalName, expect: Expect, what: &str) -> Result<()> {
     let mut inspector = Inspector::new(name, expect);
-    let mut head = vec![0; inspector.head_bytes().min(usize::try_from(size).unwrap_or(usize::MAX))];
-    file.read_exact_at(&mut head, 0).map_err(|e| Error::io(format!("could not read {what}"), e))?;
+    let mut head = vec![
+        0;
+        inspector
+            .head_bytes()
+            .min(usize::try_from(size).unwrap_or(usize::MAX))
+    ];
+    file.read_exact_at(&mut head, 0)
+        .map_err(|e| Error::io(format!("could not read {what}"), e))?;
     inspector.pass(&head);
     inspector.judge(size, what).map(|_| ())
 }
@@ -128,7 +139,9 @@ fn copy_exactly(file: &File, size: u64, each: &mut dyn FnMut(&[u8]) -> Result<()
     let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
     let mut offset = 0;
     loop {
-        let count = file.read_at(&mut buffer, offset).map_err(|e| Error::io("could not read the source", e))?;
+        let count = file
+            .read_at(&mut buffer, offset)
+            .map_err(|e| Error::io("could not read the source", e))?;
         offset += count as u64;
         if count == 0 || offset > size {
             break;
@@ -138,5 +151,8 @@ fn copy_exactly(file: &File, size: u64, each: &mut dyn FnMut(&[u8]) -> Result<()
     if offset == size {
         return Ok(());
     }
-    Err(Error::new(Kind::Refused, format!("the source changed while it was read: {offset} bytes instead of {size}")))
+    Err(Error::new(
+        Kind::Refused,
+        format!("the source changed while it was read: {offset} bytes instead of {size}"),
+    ))
 }
