@@ -126,7 +126,7 @@ impl<'a> Scan<'a> {
             if self.left_out(&member, entry, &unlogged) {
                 continue;
             }
-            self.entry(source.join(&entry.name), &member, entry.stat.clone(), each)?;
+            self.entry(source.join(&entry.name), &member, entry.stat, each)?;
         }
         Ok(())
     }
@@ -185,7 +185,7 @@ impl<'a> Scan<'a> {
         each(Found {
             source: source.to_path_buf(),
             name: member,
-            stat: stat.clone(),
+            stat,
         })?;
         each(Found {
             source: source.join("archive_status"),

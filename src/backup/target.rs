@@ -56,7 +56,7 @@ impl Target {
                 .detail("It has a postmaster.pid.")
                 .hint("Restore into a new directory, or shut that server down and move its directory away."));
         }
-        self.roots().try_for_each(refuse_filled)?;
+        self.roots().try_for_each(|root| refuse_filled(root))?;
         let free = disk::free_bytes(existing(&self.data))?;
         if free < bytes {
             return Err(Error::new(
@@ -211,7 +211,7 @@ impl OpenFile {
     }
 }
 
-fn refuse_filled(root: &PathBuf) -> Result<()> {
+fn refuse_filled(root: &Path) -> Result<()> {
     match disk::stat(root)? {
         None => Ok(()),
         Some(stat) if stat.kind != FileKind::Directory => {
