@@ -100,9 +100,7 @@ impl Header {
         let mut records = Vec::new();
         for (key, value) in [("path", name), ("linkpath", target)] {
             if value.len() > NAME_BYTES {
-                if std::str::from_utf8(value).is_err() {
-                    records.extend(pax_record("hdrcharset", b"BINARY"));
-                }
+                // Any bytes; `hdrcharset` would be right for names that are no UTF-8, but tar(1) complains of it.
                 records.extend(pax_record(key, value));
             }
         }
