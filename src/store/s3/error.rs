@@ -5,7 +5,7 @@
 
 use super::http::Answer;
 use super::xml;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 use crate::limits::ERROR_BODY_BYTES_MAX;
 use std::io::ErrorKind;
 
@@ -30,8 +30,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// Reads the body of an answer. A body that cannot be read counts as none: the status still says something.
-    pub fn read(answer: Answer) -> Refusal {
+    /// Reads the body of an answer. One that breaks off proves nothing, whatever its status: that may pass.
+    pub fn read(answer: Answer) -> Result<Refusal> {
         let header = |name| answer.header(name).map(str::to_string);
         let mut refusal = Refusal {
             status: answer.status,
@@ -40,12 +40,12 @@ impl Refusal {
             delete_marker: answer.header("x-amz-delete-marker") == Some("true"),
             ..Refusal::default()
         };
-        let body = answer.text(ERROR_BODY_BYTES_MAX).unwrap_or_default();
+        let body = answer.beginning(ERROR_BODY_BYTES_MAX)?;
         match xml::error(&body) {
             Some(error) => refusal.take(error),
             None => refusal.message = first_line(&body),
         }
-        refusal
+        Ok(refusal)
     }
 
     /// A refusal that came within an answer of status 200.

@@ -18,6 +18,8 @@ pub enum Act {
     SayAndHang(String),
     /// Reads it and closes without a word.
     Close,
+    /// Reads the head and then nothing any more, while the connection stays.
+    StopReading,
     /// Answers when it has the head, and closes with the body unread: the client sees a reset.
     RefuseBody(String),
 }
@@ -93,7 +95,7 @@ fn talk(
         let Some(act) = next() else {
             return Ok(());
         };
-        if !matches!(act, Act::RefuseBody(_)) {
+        if !matches!(act, Act::RefuseBody(_) | Act::StopReading) {
             let have = body.len();
             body.resize(length, 0);
             stream.read_exact(&mut body[have..])?;
@@ -117,6 +119,9 @@ fn talk(
                 // Until the client has had enough.
                 stream.read_exact(&mut [0])?;
             }
+            Act::StopReading => loop {
+                std::thread::park();
+            },
             Act::Close => return Ok(()),
         }
     }

@@ -1,8 +1,9 @@
 //! S3 against a server that lies, hesitates and breaks off.
 
+use super::object::{crc_text, crc_value};
 use super::script::{Act, Server, answer, s3_error, serve};
 use super::*;
-use crate::error::Kind;
+use std::io::Read;
 
 const OBJECT: &str = "etag: \"e1\"\r\nlast-modified: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
 
@@ -73,6 +74,7 @@ fn a_put_is_whole_signed_and_verified() {
         server.lines(),
         ["PUT /b/p/a%20b%2B%C3%BC", "HEAD /b/p/a%20b%2B%C3%BC"]
     );
+    assert_eq!(server.connections(), 1, "the HEAD uses the same connection");
     let put = &server.seen()[0];
     assert_eq!(put.body, b"hello");
     let rows = [
@@ -228,6 +230,34 @@ fn what_a_get_may_say() {
             Err(error) => assert_eq!(error.kind(), kind, "{name}: {error}"),
         }
     }
+}
+
+#[test]
+fn a_refusal_that_breaks_off_proves_nothing() {
+    let cut = "HTTP/1.1 404 X\r\ncontent-length: 90\r\n\r\n<Error><Code>NoSuchKey</Code></Error>";
+    for act in [Act::SayAndClose(cut.into()), Act::SayAndHang(cut.into())] {
+        let server = serve(vec![act]);
+        let error = store(&server).get(&key("k"), 0).err().unwrap();
+        assert_eq!(error.kind(), Kind::Transient, "{error}");
+    }
+    let long = format!("{PAGE}{}", " ".repeat(200_000));
+    let server = serve(vec![say(503, HTML, &long)]);
+    let error = store(&server).get(&key("k"), 0).err().unwrap();
+    assert_eq!(error.kind(), Kind::Transient, "a long page: {error}");
+}
+
+#[test]
+fn a_body_read_to_its_end_gives_its_connection_back() {
+    let server = serve(vec![say(200, OBJECT, "fine"), say(200, OBJECT, "too")]);
+    let store = store(&server);
+    for wanted in ["fine", "too"] {
+        let mut bytes = vec![0; wanted.len()];
+        let mut body = store.get(&key("k"), 0).unwrap();
+        // As callers do that know the size: they never ask for what is behind the end.
+        body.reader.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, wanted.as_bytes());
+    }
+    assert_eq!(server.connections(), 1);
 }
 
 #[test]
@@ -581,6 +611,7 @@ fn an_upload_in_pieces() {
             "HEAD /b/p/k",
         ]
     );
+    assert_eq!(server.connections(), 1);
     let seen = server.seen();
     assert_eq!(seen[0].header("x-amz-checksum-algorithm"), Some("CRC32C"));
     assert_eq!(seen[0].header("content-length"), Some("0"));

@@ -3,9 +3,10 @@
 //! Pieces carry their CRC-32C, and the completion the CRC-32C of the whole object, combined from theirs: so the HEAD
 //! after it can prove the object. S3 may answer a completion with 200 and an error in the body.
 
-use super::error::Refusal;
+use super::client::{Ask, Client, Failure};
+use super::error::{self, Refusal};
+use super::object::crc_text;
 use super::xml::{self, Completed};
-use super::{Ask, Client, Failure, crc_text, error};
 use crate::codec::digest;
 use crate::error::{Error, Kind, Result};
 use crate::limits;

@@ -124,10 +124,6 @@ fn reference(name: &quick_xml::events::BytesRef<'_>) -> Result<char, String> {
     }
 }
 
-fn path_is(path: &[String], wanted: &[&str]) -> bool {
-    path.len() == wanted.len() && path.iter().zip(wanted).all(|(a, b)| a == b)
-}
-
 /// Reads a page of ListObjectsV2.
 pub fn list_page(document: &str) -> Result<ListPage, String> {
     let mut page = ListPage::default();
@@ -198,7 +194,11 @@ fn decode_url(text: &str) -> Result<String, String> {
 pub fn upload_id(document: &str) -> Result<String, String> {
     let mut id = None;
     walk(document, &mut |path, text| {
-        if path_is(path, &["InitiateMultipartUploadResult", "UploadId"]) {
+        // rclone leaves the "Result" away.
+        if let [root, name] = path
+            && root.starts_with("InitiateMultipartUpload")
+            && name == "UploadId"
+        {
             id = text.map(str::to_string);
         }
         Ok(())
