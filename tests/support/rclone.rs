@@ -1,7 +1,6 @@
 //! `rclone serve s3`: the S3 server that ignores `If-None-Match` and overwrites. Its buckets are directories and its
 //! objects plain files, so a test can look at them, or damage them, on the disk.
 
-use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,7 +8,7 @@ use std::time::Duration;
 use super::certs::Ca;
 use super::minio::{ACCESS_KEY, SECRET_KEY, Witness, s3_env};
 use super::proxy::Proxy;
-use super::{PATH, Scratch, Server, as_postgres, give_to_postgres, ports, tool, wait_for};
+use super::{PATH, Scratch, Server, as_postgres, ports, tool, wait_for};
 
 /// A running rclone; ends when dropped.
 pub struct Rclone {
@@ -36,7 +35,7 @@ impl Rclone {
             "--config",
             "/dev/null",
             "--dir-cache-time",
-            "0",
+            "100ms", // with 0 it forgets in an endless loop that starves the requests
             "--log-file",
             &dir.join("log").display().to_string(),
         ]
@@ -97,11 +96,10 @@ impl Rclone {
 
     /// A new bucket, and the witness that looks into it.
     pub fn bucket(&self, name: &str) -> Witness {
-        let path = self.data.join(name);
-        fs::create_dir(&path).expect("a bucket");
-        give_to_postgres(&path, 0o700);
         let port = self.plain_door.as_ref().map_or(self.port, Proxy::port);
-        Witness::new(port, name, ACCESS_KEY, SECRET_KEY)
+        let witness = Witness::new(port, name, ACCESS_KEY, SECRET_KEY);
+        witness.create(); // a directory made beside it would be seen only later
+        witness
     }
 
     /// What seawall needs in its environment to use a bucket here.
