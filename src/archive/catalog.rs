@@ -53,7 +53,7 @@ impl Archive {
                     sentinel,
                     modified: *modified,
                 }),
-                Err(e) if e.kind() == Kind::Missing => {} // deleted since it was listed
+                Err(e) if matches!(e.kind(), Kind::Missing | Kind::Hole) => {} // deleted since it was listed
                 Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::Usage) => {
                     catalog.unreadable.push((name.clone(), e))
                 }
@@ -78,15 +78,17 @@ impl Archive {
             return self.latest();
         }
         let id: BackupId = name.parse()?;
-        let info = self.store.head(&id.sentinel())?;
-        let sentinel = self.sentinel(&id).map_err(|e| match e.kind() {
-            Kind::Missing => Error::new(
+        // A versioned bucket says of a deleted sentinel that it was there.
+        let gone = |e: Error| match e.kind() {
+            Kind::Missing | Kind::Hole => Error::new(
                 Kind::Missing,
                 format!("there is no backup {id} in {}", self.store.location()),
             )
             .hint("seawall backup-list shows the backups."),
             _ => e,
-        })?;
+        };
+        let sentinel = self.sentinel(&id).map_err(gone)?;
+        let info = self.store.head(&id.sentinel()).map_err(gone)?;
         Ok(Backup {
             id,
             sentinel,

@@ -31,13 +31,21 @@ impl Archive {
     /// Creates an object that must not exist yet. Some S3 servers accept `If-None-Match: *` and overwrite all the
     /// same, so where the store cannot promise the condition a look comes first.
     pub fn create(&self, key: &Key, bytes: &[u8]) -> Result<()> {
-        if !self.store.features().atomic_absent && self.store.head(key)?.is_some() {
+        if !self.store.features().atomic_absent && self.exists(key)? {
             return Err(Error::new(
                 Kind::Exists,
                 format!("object {key} exists already"),
             ));
         }
         self.store.put(key, bytes, When::Absent)
+    }
+
+    /// Whether an object is there. One that was deleted from a versioned bucket is not.
+    pub fn exists(&self, key: &Key) -> Result<bool> {
+        match self.store.head(key) {
+            Err(e) if e.kind() == Kind::Hole => Ok(false),
+            other => Ok(other?.is_some()),
+        }
     }
 
     /// Reads a whole JSON document, refusing absurd sizes.

@@ -54,7 +54,7 @@ impl Owner {
 /// Takes the name of a backup: creates `owner.json`, after removing what a dead owner left. Refused when the
 /// backup is complete (`Kind::Exists`) or its owner may be alive (`Kind::Locked`).
 pub fn take(archive: &Archive, id: &BackupId, owner: &Owner) -> Result<()> {
-    if archive.store.head(&id.sentinel())?.is_some() {
+    if archive.exists(&id.sentinel())? {
         return Err(Error::new(Kind::Exists, format!("backup {id} is complete already"))
             .detail("A backup from the same checkpoint has the same name; the existing one is not touched.")
             .hint("Nothing is lost. Begin another backup when the server has moved on."));
@@ -66,10 +66,10 @@ pub fn take(archive: &Archive, id: &BackupId, owner: &Owner) -> Result<()> {
     }
     match archive.read_document(&id.owner()) {
         Ok(bytes) => refuse_the_living(id, owner, &bytes)?,
-        Err(e) if e.kind() == Kind::Missing => {} // it was given up meanwhile
+        Err(e) if matches!(e.kind(), Kind::Missing | Kind::Hole) => {} // it was given up meanwhile
         Err(e) => return Err(e),
     }
-    if archive.store.head(&id.sentinel())?.is_some() {
+    if archive.exists(&id.sentinel())? {
         return Err(Error::new(
             Kind::Exists,
             format!("backup {id} is complete already"),

@@ -166,7 +166,7 @@ pub trait Store: Send + Sync {
     fn delete(&self, key: &Key) -> Result<()>;
 
     /// Makes sure that an existing object and its name are durable, before "it is there already" is believed.
-    /// Stores whose acknowledgement is durable do nothing.
+    /// A store whose acknowledgement is durable looks whether it is there; `Kind::Missing` if not.
     fn settle(&self, key: &Key) -> Result<()>;
 }
 
