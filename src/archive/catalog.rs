@@ -12,8 +12,10 @@ use crate::store::When;
 pub struct Backup {
     /// Its name.
     pub id: BackupId,
-    /// Its sentinel.
+    /// Its sentinel; in a catalog without the list of parts, so that memory does not grow with the databases.
     pub sentinel: Sentinel,
+    /// Stored bytes of all parts; `None` for a backup of another tool.
+    pub stored_bytes: Option<u64>,
     /// When the store received the sentinel.
     pub modified: Timestamp,
 }
@@ -48,11 +50,9 @@ impl Archive {
                 .parse::<BackupId>()
                 .and_then(|id| self.sentinel(&id).map(|sentinel| (id, sentinel)))
             {
-                Ok((id, sentinel)) => catalog.backups.push(Backup {
-                    id,
-                    sentinel,
-                    modified: *modified,
-                }),
+                Ok((id, sentinel)) => catalog
+                    .backups
+                    .push(Backup::new(id, sentinel, *modified).without_parts()),
                 Err(e) if matches!(e.kind(), Kind::Missing | Kind::Hole) => {} // deleted since it was listed
                 Err(e) if matches!(e.kind(), Kind::Corrupt | Kind::Usage) => {
                     catalog.unreadable.push((name.clone(), e))
@@ -89,11 +89,11 @@ impl Archive {
         };
         let sentinel = self.sentinel(&id).map_err(gone)?;
         let info = self.store.head(&id.sentinel()).map_err(gone)?;
-        Ok(Backup {
+        Ok(Backup::new(
             id,
             sentinel,
-            modified: info.map_or(Timestamp(0), |info| info.modified),
-        })
+            info.map_or(Timestamp(0), |info| info.modified),
+        ))
     }
 
     fn latest(&self) -> Result<Backup> {
@@ -101,15 +101,20 @@ impl Archive {
         for (name, error) in &catalog.unreadable {
             log::warn!("backup {name} is passed over: {}", error.one_line());
         }
-        catalog.backups.pop().ok_or_else(|| {
-            let error = Error::new(
-                Kind::Missing,
-                format!("there is no complete backup in {}", self.store.location()),
-            );
-            match catalog.unfinished.len() + catalog.unreadable.len() {
-                0 => error.hint("Check the prefix; take a backup with seawall backup-push."),
-                count => error.detail(format!("{count} unfinished or unreadable ones are there.")),
-            }
+        if let Some(newest) = catalog.backups.pop() {
+            return Ok(Backup::new(
+                newest.id,
+                self.sentinel(&newest.id)?,
+                newest.modified,
+            ));
+        }
+        let error = Error::new(
+            Kind::Missing,
+            format!("there is no complete backup in {}", self.store.location()),
+        );
+        Err(match catalog.unfinished.len() + catalog.unreadable.len() {
+            0 => error.hint("Check the prefix; take a backup with seawall backup-push."),
+            count => error.detail(format!("{count} unfinished or unreadable ones are there.")),
         })
     }
 
@@ -160,6 +165,26 @@ impl Archive {
 }
 
 impl Backup {
+    fn new(id: BackupId, sentinel: Sentinel, modified: Timestamp) -> Backup {
+        let stored_bytes = sentinel
+            .seawall
+            .as_ref()
+            .map(|details| details.stored_bytes());
+        Backup {
+            id,
+            sentinel,
+            stored_bytes,
+            modified,
+        }
+    }
+
+    fn without_parts(mut self) -> Backup {
+        if let Some(details) = &mut self.sentinel.seawall {
+            details.parts = Vec::new();
+        }
+        self
+    }
+
     /// Finish time in the sentinel; the object's date only for a backup that has none.
     pub fn finished(&self) -> Timestamp {
         let told = self

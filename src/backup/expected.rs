@@ -4,6 +4,7 @@ use crate::error::{Error, Kind, Result};
 use crate::pg::manifest::{FileChecksum, Manifest};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::BufRead;
 use std::path::Path;
 use std::sync::Mutex;
 
@@ -25,7 +26,7 @@ struct File {
 
 impl Expected {
     /// Reads a manifest and verifies its own checksum.
-    pub fn read(manifest: &[u8]) -> Result<Expected> {
+    pub fn read(manifest: impl BufRead) -> Result<Expected> {
         let mut files = HashMap::new();
         Manifest::read(manifest, &mut |file| {
             let crc32c = match file.checksum {

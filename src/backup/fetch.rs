@@ -20,7 +20,7 @@ use crate::pg::control::ControlFile;
 use crate::store::Key;
 use crate::work::pool;
 use crate::work::stop::Stop;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
@@ -77,7 +77,7 @@ pub fn fetch(
     }
     let target = Target::new(data, places, options.waldir.clone());
     target.refuse_unfit(backup.sentinel.expanded_size_bytes)?;
-    let (manifest, expected) = read_manifest(archive, &details.manifest)?;
+    let expected = read_manifest(archive, &details.manifest)?;
     progress.expect(backup.sentinel.expanded_size_bytes);
     target.create()?;
     let restore = Restore {
@@ -90,7 +90,7 @@ pub fn fetch(
     };
     let restored = restore
         .parts(details, options.threads)
-        .and_then(|()| restore.finish(&manifest, &settings));
+        .and_then(|()| restore.finish(&details.manifest, &settings));
     restored.map_err(|e| {
         e.context(format!("backup {} was not restored", backup.id)).hint(format!(
             "\"{}\" is incomplete and cannot be started (it has no global/pg_control). Remove it before you try again.",
@@ -99,16 +99,14 @@ pub fn fetch(
     })
 }
 
-/// Fetches the manifest; keeps its text for the copy, and per file what a worker must check.
-fn read_manifest(archive: &Archive, object: &Object) -> Result<(Vec<u8>, Expected)> {
-    let mut text = Vec::new();
-    let mut reader = StoredObject::open(archive, object)?;
-    reader.read_to_end(&mut text).map_err(|e| {
-        from_io("could not read the object", e).context(format!("could not fetch {}", object.key))
-    })?;
-    reader.finish()?;
-    let expected = Expected::read(&text)?;
-    Ok((text, expected))
+/// Reads the manifest for what a worker must check per file; its text is fetched again for the copy, because it
+/// may be large.
+fn read_manifest(archive: &Archive, object: &Object) -> Result<Expected> {
+    let mut reader = BufReader::new(StoredObject::open(archive, object)?);
+    let expected = Expected::read(&mut reader)
+        .map_err(|e| present(e).context(format!("could not use the manifest {}", object.key)))?;
+    reader.into_inner().finish()?;
+    Ok(expected)
 }
 
 impl Restore<'_> {
@@ -199,18 +197,21 @@ impl Restore<'_> {
         Ok(())
     }
 
-    fn finish(&self, manifest: &[u8], settings: &recovery::Settings) -> Result<Restored> {
+    fn finish(&self, manifest: &Object, settings: &recovery::Settings) -> Result<Restored> {
         let restored = self.expected.all_seen()?;
         let control = self.control.lock().expect("only stored and taken").take();
         let control = control
             .ok_or_else(|| Error::new(Kind::Corrupt, "the backup has no global/pg_control"))?;
         self.target.links()?;
-        self.target.write_new("backup_manifest", manifest)?;
+        let mut reader = StoredObject::open(self.archive, manifest)?;
+        self.target.write_new("backup_manifest", &mut reader)?;
+        reader.finish()?;
         recovery::write(self.target.data(), settings)?;
         self.stop.check()?;
         log::info!("syncing {} files", restored.files);
         self.target.sync()?;
-        self.target.write_new("global/pg_control", &control)?;
+        self.target
+            .write_new("global/pg_control", &mut control.as_slice())?;
         Ok(restored)
     }
 }

@@ -4,10 +4,10 @@
 use crate::disk::durable::{NewFile, Publish};
 use crate::disk::tree::{self, TreeSync};
 use crate::disk::{self, File, FileKind};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, from_io};
 use crate::pg::timestamp::Timestamp;
 use std::collections::{BTreeMap, HashSet};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 
@@ -107,12 +107,12 @@ impl Target {
         Ok(OpenFile { file, path })
     }
 
-    /// Writes a small file with all care: temporary, synced, then named.
-    pub fn write_new(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    /// Writes a file with all care: temporary, synced, then named.
+    pub fn write_new(&self, name: &str, bytes: &mut dyn Read) -> Result<()> {
         let path = self.data.join(name);
         let mut file = NewFile::create(&path, 0o600)?;
-        file.write_all(bytes)
-            .map_err(|e| Error::io(format!("could not write \"{}\"", path.display()), e))?;
+        std::io::copy(bytes, &mut file)
+            .map_err(|e| from_io(&format!("could not write \"{}\"", path.display()), e))?;
         file.publish(Publish::Absent)
     }
 

@@ -68,6 +68,7 @@ struct Shown {
     expanded_size_bytes: u64,
     stored_size_bytes: Option<u64>,
     bad_pages: Option<u64>,
+    /// Whole, for one backup asked for by name: a list of many would be as long as their parts.
     #[serde(skip_serializing_if = "Option::is_none")]
     sentinel: Option<crate::archive::sentinel::Sentinel>,
 }
@@ -82,7 +83,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     if args.json {
         let shown: Vec<Shown> = backups
             .iter()
-            .map(|backup| shown(backup, args.detail))
+            .map(|backup| shown(backup, args.detail && args.name.is_some()))
             .collect();
         return print_json(&shown);
     }
@@ -118,7 +119,7 @@ fn shown(backup: &Backup, detail: bool) -> Shown {
         system_identifier: details.map(|d| d.system_identifier.to_string()),
         server_version: details.map(|d| d.server_version),
         expanded_size_bytes: backup.sentinel.expanded_size_bytes,
-        stored_size_bytes: details.map(|d| d.stored_bytes()),
+        stored_size_bytes: backup.stored_bytes,
         bad_pages: details.map(|d| d.page_checksums.bad_pages),
         sentinel: detail.then(|| backup.sentinel.clone()),
     }
