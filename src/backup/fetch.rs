@@ -159,7 +159,7 @@ impl Restore<'_> {
         let mut file = if skipped {
             None
         } else {
-            Some(self.target.create_file(name, header.mode)?)
+            Some(self.target.create_file(name, header.mode, header.size)?)
         };
         let mut crc = Crc32c::new();
         loop {

@@ -1,13 +1,14 @@
 //! The directory that a backup is restored into: refused unless it is new, written so that no name in an archive
 //! can lead out of it.
 
+use crate::disk::bulk::{Buffer, BulkFile};
 use crate::disk::durable::{NewFile, Publish};
 use crate::disk::tree::{self, TreeSync};
-use crate::disk::{self, File, FileKind};
+use crate::disk::{self, FileKind};
 use crate::error::{Error, Kind, Result, from_io};
 use crate::pg::timestamp::Timestamp;
 use std::collections::{BTreeMap, HashSet};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 
@@ -18,14 +19,17 @@ pub struct Target {
     waldir: Option<PathBuf>,
     /// Directories made so far, so that parts can come in any order.
     made: Mutex<HashSet<PathBuf>>,
+    /// Of files that are closed, for those to come: one per worker.
+    buffers: Mutex<Vec<Buffer>>,
     /// Begun before the first write, so that no lost page goes unnoticed.
     syncs: Mutex<Vec<TreeSync>>,
 }
 
 /// A file being restored.
-pub struct OpenFile {
-    file: File,
+pub struct OpenFile<'a> {
+    file: BulkFile,
     path: PathBuf,
+    target: &'a Target,
 }
 
 impl Target {
@@ -40,6 +44,7 @@ impl Target {
             tablespaces,
             waldir,
             made: Mutex::default(),
+            buffers: Mutex::default(),
             syncs: Mutex::default(),
         }
     }
@@ -99,12 +104,17 @@ impl Target {
         tree::set_mode(&path, mode & 0o777)
     }
 
-    /// A new file; an existing one is an error, so nothing is written through a link.
-    pub fn create_file(&self, name: &Path, mode: u32) -> Result<OpenFile> {
+    /// A new file of `size` bytes; an existing one is an error, so nothing is written through a link.
+    pub fn create_file(&self, name: &Path, mode: u32, size: u64) -> Result<OpenFile<'_>> {
         let path = self.place(name)?;
         self.make(path.parent().unwrap_or(&self.data))?;
-        let file = tree::create_new(&path, mode & 0o777)?;
-        Ok(OpenFile { file, path })
+        let buffer = self.buffers.lock().expect(UNPOISONED).pop();
+        let file = BulkFile::create(&path, mode & 0o777, size, buffer.unwrap_or_default())?;
+        Ok(OpenFile {
+            file,
+            path,
+            target: self,
+        })
     }
 
     /// Writes a file with all care: temporary, synced, then named.
@@ -196,17 +206,16 @@ impl Target {
 
 const UNPOISONED: &str = "a panicking worker ends the restore";
 
-impl OpenFile {
+impl OpenFile<'_> {
     /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file
-            .write_all(bytes)
-            .map_err(|e| Error::io(format!("could not write \"{}\"", self.path.display()), e))
+        self.file.write(bytes)
     }
 
-    /// Sets the modification time; syncing comes later, for all files.
+    /// Writes what is left and sets the modification time; syncing comes later, for all files.
     pub fn close(self, modified_secs: i64) -> Result<()> {
-        drop(self.file);
+        let buffer = self.file.finish()?;
+        self.target.buffers.lock().expect(UNPOISONED).push(buffer);
         tree::set_modified(&self.path, Timestamp::from_secs(modified_secs))
     }
 }
@@ -285,13 +294,13 @@ mod tests {
         let target = target(dir.path());
         target.refuse_unfit(1).unwrap();
         target.create().unwrap();
-        let mut file = target.create_file(Path::new("base/5/1"), 0o600).unwrap();
+        let mut file = target.create_file(Path::new("base/5/1"), 0o600, 1).unwrap();
         file.write(b"x").unwrap();
         file.close(1_000_000_000).unwrap();
         target.directory(Path::new("base/5"), 0o750).unwrap();
         target.directory(Path::new("."), 0o750).unwrap();
         target
-            .create_file(Path::new("pg_tblspc/16400/PG_15/2"), 0o600)
+            .create_file(Path::new("pg_tblspc/16400/PG_15/2"), 0o600, 1)
             .unwrap();
         target.links().unwrap();
         target.sync().unwrap();
@@ -304,7 +313,7 @@ mod tests {
         assert_eq!(target.refuse_unfit(1).unwrap_err().kind(), Kind::Refused);
         assert_eq!(
             target
-                .create_file(Path::new("base/5/1"), 0o600)
+                .create_file(Path::new("base/5/1"), 0o600, 1)
                 .err()
                 .unwrap()
                 .kind(),

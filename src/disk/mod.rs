@@ -5,6 +5,7 @@
 //! the disk that forgets, `durable` the one recipe that gives a file its final name. `tree` reads and rebuilds data
 //! directories, `lock` keeps a second seawall out.
 
+pub mod bulk;
 pub mod durable;
 pub mod lock;
 pub mod os;
