@@ -8,6 +8,15 @@ use std::io::BufRead;
 use std::path::Path;
 use std::sync::Mutex;
 
+/// What was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Files that match the manifest.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 /// The files of a manifest by the hash of their names: 24 bytes and the table's overhead each, a few MB for 10^5
 /// files.
 pub struct Expected(Mutex<State>);
@@ -103,7 +112,7 @@ impl Expected {
     }
 
     /// Every file of the manifest must have come.
-    pub fn all_seen(&self) -> Result<super::fetch::Restored> {
+    pub fn all_seen(&self) -> Result<Restored> {
         let state = self
             .0
             .lock()
@@ -115,7 +124,7 @@ impl Expected {
                 format!("{missing} files of the manifest are not in the backup"),
             ));
         }
-        Ok(super::fetch::Restored {
+        Ok(Restored {
             files: state.seen,
             bytes: state.bytes,
         })

@@ -3,7 +3,7 @@
 //! P6: everything is written, checked against the manifest and synced before `global/pg_control` gets its name,
 //! so a restore that was interrupted at any moment cannot be started.
 
-use super::expected::Expected;
+use super::expected::{Expected, Restored};
 use super::progress::Progress;
 use super::recovery;
 use super::spec::{self, Placement};
@@ -35,15 +35,6 @@ pub struct Options {
     pub waldir: Option<PathBuf>,
     /// What is written into the copy's configuration.
     pub settings: recovery::Settings,
-}
-
-/// A restored directory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Restored {
-    /// Files that match the manifest.
-    pub files: u64,
-    /// Their bytes.
-    pub bytes: u64,
 }
 
 /// What the workers share.

@@ -1,6 +1,5 @@
 //! Reading files for a backup: page checksums and the manifest's CRC-32C come from the same pass over the data.
 
-use super::plan::Piece;
 use crate::codec::digest::{Crc32c, crc32c_combine};
 use crate::disk::File;
 use crate::error::{Error, Result};
@@ -9,7 +8,7 @@ use crate::pg::page::{self, PAGE_BYTES, PageVerdict};
 use crate::pg::timestamp::Timestamp;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 /// A file that is being backed up. Its length was fixed when its tar header was made.
 pub struct Source {
@@ -22,6 +21,21 @@ pub struct Source {
     file: File,
     rules: Option<PageRules>,
     sums: Mutex<Sums>,
+}
+
+/// Where bytes of a chunk come from.
+pub enum Piece {
+    /// Headers, padding, members that are in memory.
+    Bytes(Vec<u8>),
+    /// `length` bytes of a file from `offset`.
+    File {
+        /// The file.
+        source: Arc<Source>,
+        /// First byte; a multiple of the page size.
+        offset: u64,
+        /// Number of bytes.
+        length: usize,
+    },
 }
 
 /// How pages of a file are checked.
@@ -216,7 +230,6 @@ pub fn fill(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
 
     fn source(bytes: &[u8], size: u64, rules: Option<PageRules>) -> Arc<Source> {
         use std::io::Write;

@@ -4,7 +4,7 @@
 //! announced, and one that is removed later is still read through its descriptor. From then on its length in
 //! the archive is fixed: what it shrinks by becomes zeros, what it grows by is left to the WAL.
 
-use super::pages::{PageRules, Source};
+use super::pages::{PageRules, Piece, Source};
 use super::parts::Part;
 use crate::archive::keys::BackupId;
 use crate::codec::Method;
@@ -26,21 +26,6 @@ pub struct Chunk<'a> {
     pub last: bool,
     /// What it is made of.
     pub pieces: Vec<Piece>,
-}
-
-/// Where bytes of a chunk come from.
-pub enum Piece {
-    /// Headers, padding, members that are in memory.
-    Bytes(Vec<u8>),
-    /// `length` bytes of a file from `offset`.
-    File {
-        /// The file.
-        source: Arc<Source>,
-        /// First byte; a multiple of the page size.
-        offset: u64,
-        /// Number of bytes.
-        length: usize,
-    },
 }
 
 /// What fills a member up to whole tar blocks.
