@@ -36,6 +36,7 @@ struct Sink<'a> {
     pieces: u32,
     digest: Sha256,
     upload: Option<Box<dyn Upload>>,
+    hold: Option<Box<dyn FnOnce() -> Result<()> + Send + 'a>>,
 }
 
 impl<'a> ObjectWriter<'a> {
@@ -45,6 +46,16 @@ impl<'a> ObjectWriter<'a> {
         key: Key,
         compression: Compression,
     ) -> Result<ObjectWriter<'a>> {
+        ObjectWriter::held(store, key, compression, || Ok(()))
+    }
+
+    /// The same, and before the first byte is sent `ready` is asked; compression need not wait for it.
+    pub fn held(
+        store: &'a dyn Store,
+        key: Key,
+        compression: Compression,
+        ready: impl FnOnce() -> Result<()> + Send + 'a,
+    ) -> Result<ObjectWriter<'a>> {
         let sink = Sink {
             store,
             key,
@@ -53,6 +64,7 @@ impl<'a> ObjectWriter<'a> {
             pieces: 0,
             digest: Sha256::new(),
             upload: None,
+            hold: Some(Box::new(ready)),
         };
         Ok(ObjectWriter {
             encoder: Encoder::new(compression, sink)?,
@@ -80,7 +92,12 @@ impl<'a> ObjectWriter<'a> {
 }
 
 impl Sink<'_> {
+    fn wait(&mut self) -> Result<()> {
+        self.hold.take().map_or(Ok(()), |ready| ready())
+    }
+
     fn send_piece(&mut self) -> Result<()> {
+        self.wait()?;
         let upload = match &mut self.upload {
             Some(upload) => upload,
             none => none.insert(self.store.begin(&self.key, When::Absent)?),
@@ -93,6 +110,7 @@ impl Sink<'_> {
     }
 
     fn finish(mut self) -> Result<u64> {
+        self.wait()?;
         if self.upload.is_some() && !self.piece.is_empty() {
             self.send_piece()?;
         }

@@ -2,6 +2,7 @@
 
 use super::arguments::{path, setting_option};
 use super::{Context, WAL_RETRY, cluster_of};
+use crate::archive::Archive;
 use crate::archive::identity::Identity;
 use crate::archive::wal::{Expect, Put};
 use crate::backup::now;
@@ -61,18 +62,8 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         system_id: identity.as_ref().map(|cluster| cluster.system_id),
         segment_size: identity.as_ref().map(|cluster| cluster.segment_size),
     };
-    match &identity {
-        Some(cluster) => archive.claim(cluster, now())?,
-        // A text file alone does not say whose it is: it may join an archive, not begin one.
-        None => {
-            archive.identity()?.ok_or_else(|| {
-                Error::new(Kind::Refused, format!("cannot tell which cluster {name} belongs to"))
-                    .detail("There is no pg_control in the current directory nor above the file, and the archive is new.")
-                    .hint("Run archive_command from PostgreSQL, which runs it in the data directory.")
-            })?;
-        }
-    }
-    match archive.put_wal(name, &args.path, expect)? {
+    let permit = || permit(&archive, identity.as_ref(), name);
+    match archive.put_wal(name, &args.path, expect, permit)? {
         Put::Stored(bytes) => log::info!(
             "archived {name} ({bytes} bytes) in {}",
             archive.store.location()
@@ -80,6 +71,19 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         Put::AlreadyThere => log::info!("{name} is archived already, with the same bytes"),
     }
     Ok(())
+}
+
+/// Whether the archive takes WAL of this cluster; a new one is begun.
+fn permit(archive: &Archive, cluster: Option<&Identity>, name: WalName) -> Result<()> {
+    match cluster {
+        Some(cluster) => archive.claim(cluster, now()),
+        // A text file alone does not say whose it is: it may join an archive, not begin one.
+        None => archive.identity()?.map(drop).ok_or_else(|| {
+            Error::new(Kind::Refused, format!("cannot tell which cluster {name} belongs to"))
+                .detail("There is no pg_control in the current directory nor above the file, and the archive is new.")
+                .hint("Run archive_command from PostgreSQL, which runs it in the data directory.")
+        }),
+    }
 }
 
 fn name_of(path: &Path) -> Result<WalName> {

@@ -10,9 +10,13 @@ use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
 use crate::pg::WalName;
 use crate::store::Key;
+use crate::work::crew;
+use crate::work::stop::Stop;
+use crossbeam_channel::bounded;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// What `put` did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +30,42 @@ pub enum Put {
 impl Archive {
     /// Archives the file at `path` under `name`. `Ok` means that the store acknowledged the whole object and
     /// shows it. An archived file with other bytes is never touched: `Kind::Mismatch` with both digests.
-    pub fn put_wal(&self, name: WalName, path: &Path, expect: Expect) -> Result<Put> {
+    ///
+    /// `permit` (whose archive is this?) and the look for an existing object run beside the compression; nothing
+    /// is sent before both have answered.
+    pub fn put_wal(
+        &self,
+        name: WalName,
+        path: &Path,
+        expect: Expect,
+        permit: impl FnOnce() -> Result<()> + Send,
+    ) -> Result<Put> {
         let file = disk::open(path)?;
         let what = format!("file \"{}\"", path.display());
         let size = disk::stat_open(&file, path)?.size;
         inspect(&file, size, name, expect, &what)?;
-        if let Some(existing) = self.find_wal(name)? {
-            return self.compare(name, &existing, &file, size);
-        }
         let key = keys::wal(&name.to_string(), Some(self.compression.method));
-        match self.send(&key, &file, size) {
-            // Another pusher was faster, or our own first try was acknowledged and the answer lost.
-            Err(e) if e.kind() == Kind::Exists => self.compare(name, &key, &file, size),
+        let existing = OnceLock::new();
+        let sent = crew::run(&Stop::new(), |crew| {
+            let (answer, look) = bounded(1);
+            crew.spawn("look", move || {
+                permit()?;
+                let _ = answer.send(self.find_wal(name)?);
+                Ok(())
+            })?;
+            self.send(&key, &file, size, || match look.recv() {
+                Ok(None) => Ok(()),
+                Ok(Some(found)) => Err(existing_object(existing.get_or_init(|| found))),
+                // The look has failed; its own error is the one that counts.
+                Err(_) => Err(Error::new(Kind::Interrupted, "nothing was sent")),
+            })
+        });
+        match sent {
+            // Archived before; or another pusher was faster, or our own first try was acknowledged and the answer
+            // lost.
+            Err(e) if e.kind() == Kind::Exists => {
+                self.compare(name, existing.get().unwrap_or(&key), &file, size)
+            }
             other => other
                 .map(Put::Stored)
                 .map_err(|e| e.context(format!("could not archive {name}"))),
@@ -60,9 +88,16 @@ impl Archive {
         Ok(found)
     }
 
-    /// Compresses and stores; answers the stored bytes.
-    fn send(&self, key: &Key, file: &File, size: u64) -> Result<u64> {
-        let mut writer = ObjectWriter::new(&*self.store, key.clone(), self.compression)?;
+    /// Compresses and stores once `ready` allows it; answers the stored bytes.
+    fn send(
+        &self,
+        key: &Key,
+        file: &File,
+        size: u64,
+        ready: impl FnOnce() -> Result<()> + Send,
+    ) -> Result<u64> {
+        let store = &*self.store;
+        let mut writer = ObjectWriter::held(store, key.clone(), self.compression, ready)?;
         copy_exactly(file, size, &mut |bytes| {
             writer
                 .write_all(bytes)
@@ -117,6 +152,10 @@ impl Archive {
             digest.update(&buffer[..count]);
         }
     }
+}
+
+fn existing_object(key: &Key) -> Error {
+    Error::new(Kind::Exists, format!("object {key} exists already"))
 }
 
 /// Reads as much of the source as decides, and judges it.
