@@ -5,6 +5,7 @@ use crate::archive::Archive;
 use crate::archive::keys::BackupId;
 use crate::codec::digest::hex;
 use crate::disk;
+use crate::disk::lock::Lock;
 use crate::error::{Error, Kind, Result};
 use crate::pg::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,12 @@ pub fn take(archive: &Archive, id: &BackupId, owner: &Owner) -> Result<()> {
         Err(e) if e.kind() == Kind::Exists => {}
         other => return other,
     }
+    // Only owners of this host are known to be dead, so a lock of this host lets one take over at a time: the other
+    // would remove what the first one has stored since.
+    let _alone = match archive.state.directory() {
+        Some(directory) => Some(Lock::try_acquire(&directory.join("takeover.lock"))?),
+        None => None,
+    };
     match archive.read_document(&id.owner()) {
         Ok(bytes) => refuse_the_living(id, owner, &bytes)?,
         Err(e) if matches!(e.kind(), Kind::Missing | Kind::Hole) => {} // it was given up meanwhile
@@ -104,8 +111,21 @@ fn refuse_the_living(id: &BackupId, us: &Owner, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Removes everything of our unfinished backup, if the name is still ours and has not become a complete backup.
+pub fn give_up(archive: &Archive, id: &BackupId, us: &Owner) -> Result<()> {
+    let bytes = match archive.read_document(&id.owner()) {
+        Err(e) if matches!(e.kind(), Kind::Missing | Kind::Hole) => return Ok(()),
+        other => other?,
+    };
+    let ours = serde_json::from_slice(&bytes).is_ok_and(|owner: Owner| owner.id == us.id);
+    if !ours || archive.exists(&id.sentinel())? {
+        return Ok(());
+    }
+    remove_all(archive, id)
+}
+
 /// Removes everything of an unfinished backup, its owner last.
-pub fn remove_all(archive: &Archive, id: &BackupId) -> Result<()> {
+fn remove_all(archive: &Archive, id: &BackupId) -> Result<()> {
     let mut keys = Vec::new();
     archive.store.list(&id.directory(), "", &mut |object| {
         keys.push(object.key);
@@ -211,6 +231,24 @@ mod tests {
                 .unwrap();
             assert_eq!(keys, [id().owner()]);
         }
+    }
+
+    #[test]
+    fn one_takes_over_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let us = Owner::current(Timestamp(0)).unwrap();
+        let mut archive = archive_with(&Owner {
+            boot: "before".into(),
+            ..us.clone()
+        });
+        archive.state = State::in_directory(dir.path().into());
+        let other = Lock::try_acquire(&dir.path().join("takeover.lock")).unwrap();
+        assert_eq!(take(&archive, &id(), &us).unwrap_err().kind(), Kind::Locked);
+        let part = id().part(0, Method::Zstd);
+        assert!(archive.store.head(&part).unwrap().is_some());
+        drop(other);
+        take(&archive, &id(), &us).unwrap();
+        assert!(archive.store.head(&part).unwrap().is_none());
     }
 
     #[test]

@@ -141,7 +141,7 @@ impl Job<'_> {
         })
     }
 
-    /// Takes the backup's name, does the work, and removes what it stored if it fails.
+    /// Takes the backup's name, does the work, and removes what it stored if it fails. The sentinel comes last.
     pub(super) fn owned(
         &self,
         facts: &Facts,
@@ -149,15 +149,27 @@ impl Job<'_> {
     ) -> Result<Taken> {
         let owner = Owner::current(facts.start_time)?;
         owner::take(self.archive, &facts.id, &owner)?;
-        let result = work(self);
-        if let Err(error) = &result {
-            log::info!("removing the parts of unfinished backup {}", facts.id);
-            let complete = error.kind() == Kind::Exists;
-            if !complete && let Err(cleanup) = owner::remove_all(self.archive, &facts.id) {
-                log::warn!("could not remove them all: {}", cleanup.one_line());
-            }
+        let taken = work(self).and_then(|taken| self.stop.check().map(|()| taken));
+        let taken = taken.inspect_err(|_| self.give_up(&facts.id, &owner))?;
+        // From here on nothing is removed, whatever happens: a sentinel whose acknowledgement was lost is there, and
+        // a backup that is listed must be whole.
+        self.archive
+            .create_sentinel(&taken.id, &taken.sentinel)
+            .map_err(|e| {
+                e.context(format!(
+                    "it is not known whether backup {} became complete",
+                    taken.id
+                ))
+                .hint("Everything else of it is stored and is left there; seawall backup-list shows whether it counts.")
+            })?;
+        Ok(taken)
+    }
+
+    fn give_up(&self, id: &BackupId, owner: &Owner) {
+        log::info!("removing the parts of unfinished backup {id}");
+        if let Err(cleanup) = owner::give_up(self.archive, id, owner) {
+            log::warn!("could not remove them all: {}", cleanup.one_line());
         }
-        result
     }
 
     fn local_started(
@@ -477,7 +489,7 @@ impl Job<'_> {
         })
     }
 
-    /// Everything is stored: the documents, and the sentinel last.
+    /// Everything is stored: the documents. The sentinel is left to `owned`.
     pub(super) fn complete(
         &self,
         facts: &Facts,
@@ -524,12 +536,9 @@ impl Job<'_> {
             user_data: serde_json::Value::Null,
         };
         self.archive.write_metadata(&facts.id, &metadata)?;
-        let sentinel = Sentinel::new(details, spec, stored.file_bytes)?;
-        self.stop.check()?;
-        self.archive.create_sentinel(&facts.id, &sentinel)?;
         Ok(Taken {
             id: facts.id,
-            sentinel,
+            sentinel: Sentinel::new(details, spec, stored.file_bytes)?,
         })
     }
 
@@ -608,4 +617,153 @@ fn memory_file<'p>(
         crc32c: crc.value(),
     })?;
     plan.member(name, 0o600, modified.secs(), bytes, submit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parts::Part;
+    use super::super::progress::Unwatched;
+    use super::*;
+    use crate::archive::state::State;
+    use crate::codec::{Compression, Method};
+    use crate::pg::{SegmentSize, SystemId};
+    use crate::store::faulty::{Fault, Faulty, Verb};
+    use crate::store::mem::MemStore;
+    use crate::store::{Key, Store, When};
+
+    fn facts() -> Facts {
+        Facts {
+            id: "base_000000010000000000000002_00000040".parse().unwrap(),
+            mode: Mode::Local,
+            version: ServerVersion(150_000),
+            identity: Identity {
+                system_id: SystemId(7),
+                major: 15,
+                segment_size: SegmentSize::DEFAULT,
+            },
+            timeline: TimelineId(1),
+            start: Lsn(0x200_0028),
+            start_time: Timestamp(0),
+        }
+    }
+
+    /// A backup of one part whose sentinel is a put that fails by `script`.
+    fn take(
+        store: &MemStore,
+        script: &[(Verb, Fault)],
+        work: &dyn Fn() -> Result<()>,
+    ) -> Result<Taken> {
+        let archive = Archive {
+            store: Box::new(Faulty::scripted(Box::new(store.clone()), script.to_vec())),
+            compression: Compression::new(Method::Zstd, None).unwrap(),
+            state: State::none(),
+        };
+        let options = Options {
+            label: String::new(),
+            threads: 1,
+            verify_checksums: false,
+            rate_limit: None,
+            wal_timeout: Duration::ZERO,
+        };
+        let job = Job {
+            archive: &archive,
+            options: &options,
+            progress: &Unwatched,
+            stop: &Stop::new(),
+        };
+        let facts = facts();
+        job.owned(&facts, |job| {
+            let part = Part::new(
+                &*job.archive.store,
+                facts.id.part(0, Method::Zstd),
+                Method::Zstd,
+            );
+            part.add(0, b"frame".to_vec(), 5, true)?;
+            let key = facts.id.manifest(Method::Zstd);
+            let manifest = ObjectWriter::new(&*job.archive.store, key, archive.compression)?;
+            let stored = Stored {
+                parts: vec![part.finished().unwrap()],
+                manifest: manifest.finish()?,
+                file_bytes: 5,
+                findings: PageChecksums::default(),
+            };
+            work()?;
+            job.complete(
+                &facts,
+                Lsn(0x200_0100),
+                Spec::default(),
+                stored,
+                "PostgreSQL",
+            )
+        })
+    }
+
+    fn keys(store: &MemStore) -> Vec<String> {
+        let mut keys = Vec::new();
+        let list = store.list("basebackups_005/", "", &mut |object| {
+            keys.push(object.key.to_string());
+            Ok(true)
+        });
+        list.unwrap();
+        keys
+    }
+
+    /// Owner, part, manifest, version text, metadata; then the sentinel.
+    const PUTS_BEFORE: usize = 5;
+
+    #[test]
+    fn a_sentinel_whose_acknowledgement_was_lost_keeps_its_parts() {
+        for kind in [Kind::Transient, Kind::Interrupted, Kind::Denied, Kind::Io] {
+            let store = MemStore::new();
+            let mut script = vec![(Verb::Put, Fault::Short(u64::MAX)); PUTS_BEFORE];
+            script.push((Verb::Put, Fault::After(kind)));
+            assert_eq!(
+                take(&store, &script, &|| Ok(())).err().unwrap().kind(),
+                kind
+            );
+            let keys = keys(&store);
+            let sentinel = facts().id.sentinel().to_string();
+            assert!(
+                keys.contains(&sentinel),
+                "the fault did not meet the sentinel"
+            );
+            let part = facts().id.part(0, Method::Zstd).to_string();
+            assert!(
+                keys.contains(&part),
+                "listed, but its part is gone: {keys:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_failure_removes_what_was_stored_and_only_under_our_own_name() {
+        let failed = || Err(Error::new(Kind::Full, "no room"));
+        let store = MemStore::new();
+        assert_eq!(take(&store, &[], &failed).err().unwrap().kind(), Kind::Full);
+        assert_eq!(keys(&store), [] as [String; 0]);
+
+        let store = MemStore::new();
+        let other = store.clone();
+        let theirs: Key = facts().id.owner();
+        let overtaken = || {
+            let mut document = serde_json::to_value(Owner::current(now()).unwrap()).unwrap();
+            document["id"] = "another".into();
+            let bytes = serde_json::to_vec(&document).unwrap();
+            other.put(&theirs, &bytes, When::Always)?;
+            failed()
+        };
+        assert!(take(&store, &[], &overtaken).is_err());
+        let part = facts().id.part(0, Method::Zstd).to_string();
+        assert!(
+            keys(&store).contains(&part),
+            "another owner's part was removed"
+        );
+    }
+
+    #[test]
+    fn a_complete_backup_has_its_sentinel() {
+        let store = MemStore::new();
+        take(&store, &[], &|| Ok(())).unwrap();
+        assert!(keys(&store).contains(&facts().id.sentinel().to_string()));
+    }
 }
