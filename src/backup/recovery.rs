@@ -73,6 +73,24 @@ const NOT_INHERITED: &[&str] = &[
     "recovery_target_timeline",
     "recovery_target_xid",
     "restore_command",
+    "archive_cleanup_command",
+    "recovery_end_command",
+    "promote_trigger_file",
+    "primary_conninfo",
+    "primary_slot_name",
+];
+
+/// Settings that may stand in postgresql.conf or in a file that it includes, where we do not change them; what stands
+/// in postgresql.auto.conf counts last. A second target is fatal, production's archive_cleanup_command would remove
+/// WAL from production's archive, and its recovery_end_command or slot is production's business.
+const EMPTIED: &[&str] = &[
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+    "archive_cleanup_command",
+    "recovery_end_command",
     "primary_conninfo",
     "primary_slot_name",
 ];
@@ -93,7 +111,8 @@ pub fn write(data: &Path, settings: &Settings) -> Result<()> {
         Start::Recover(_) => replace(&data.join("recovery.signal"), b""),
         Start::Standby(_) => replace(&data.join("standby.signal"), b""),
     }?;
-    warn_of_targets_elsewhere(data)
+    warn_of_settings_elsewhere(data, &lines(settings)?);
+    Ok(())
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -118,9 +137,14 @@ fn auto_conf(before: &str, settings: &Settings) -> Result<String> {
         text.push_str("# added by seawall backup-fetch\n");
     }
     for (name, value) in ours {
-        text.push_str(&format!("{name} = '{}'\n", value.replace('\'', "''")));
+        text.push_str(&format!("{name} = '{}'\n", quoted(&value)));
     }
     Ok(text)
+}
+
+/// The inside of a text in a configuration file: a backslash begins an escape there, as in C.
+fn quoted(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('\'', "''")
 }
 
 fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
@@ -163,7 +187,14 @@ fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
     if let Some(action) = &recovery.action {
         lines.push(("recovery_target_action", action.clone()));
     }
+    let others = EMPTIED.iter().filter(|name| !is_set(&lines, name));
+    let others: Vec<_> = others.map(|name| (*name, String::new())).collect();
+    lines.extend(others);
     Ok(lines)
+}
+
+fn is_set(lines: &[(&str, String)], name: &str) -> bool {
+    lines.iter().any(|(set, _)| *set == name)
 }
 
 /// A target time without offset would be read in the server's time zone, whatever that is.
@@ -187,21 +218,19 @@ fn setting_of(line: &str) -> Option<String> {
     (end > 0).then(|| line[..end].to_ascii_lowercase())
 }
 
-/// Targets in postgresql.conf would join ours, and two targets are fatal; that file is the operator's and is
-/// restored as it was.
-fn warn_of_targets_elsewhere(data: &Path) -> Result<()> {
+/// What postgresql.conf sets and ours does not override; that file is the operator's and is restored as it was.
+fn warn_of_settings_elsewhere(data: &Path, ours: &[(&str, String)]) {
     let Ok(bytes) = disk::read_small(&data.join("postgresql.conf")) else {
-        return Ok(());
+        return;
     };
     let text = String::from_utf8_lossy(&bytes).into_owned();
     let inherited = text
         .lines()
         .filter_map(setting_of)
-        .filter(|name| NOT_INHERITED.contains(&name.as_str()));
+        .filter(|name| NOT_INHERITED.contains(&name.as_str()) && !is_set(ours, name));
     for name in inherited {
         log::warn!("postgresql.conf of the copy sets {name}; check it before you start the server");
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -260,9 +289,36 @@ mod tests {
             ..recovery(Target::Lsn("0/3000060".parse().unwrap()))
         };
         let text = written("", Start::Recover(settings), false);
-        assert!(text.ends_with(
+        assert!(text.contains(
             "recovery_target_lsn = '0/3000060'\nrecovery_target_timeline = '3'\nrecovery_target_inclusive = 'off'\nrecovery_target_action = 'promote'\n"
         ));
+    }
+
+    #[test]
+    fn what_postgresql_conf_may_set_is_overridden() {
+        let text = written("", Start::Recover(recovery(Target::Xid(7))), false);
+        assert!(text.contains("recovery_target_xid = '7'\n"));
+        for name in EMPTIED
+            .iter()
+            .filter(|name| **name != "recovery_target_xid")
+        {
+            assert!(text.contains(&format!("\n{name} = ''\n")), "{name}: {text}");
+        }
+        let text = written(
+            "archive_cleanup_command = 'rm %r'\nrecovery_end_command='x'\n",
+            Start::Nothing,
+            true,
+        );
+        assert_eq!(text.matches("# commented out").count(), 2, "{text}");
+    }
+
+    #[test]
+    fn a_backslash_does_not_begin_an_escape() {
+        let mut settings = recovery(Target::End);
+        settings.restore_command = r"'/a'\''b\n' %f".to_string();
+        let text = written("", Start::Recover(settings), false);
+        let expected = r"restore_command = '''/a''\\''''b\\n'' %f'";
+        assert!(text.contains(expected), "{text}");
     }
 
     #[test]
