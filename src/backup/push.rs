@@ -179,8 +179,8 @@ impl Job<'_> {
         server: &server::Server,
         facts: &Facts,
     ) -> Result<Taken> {
-        let scan = Scan::new(data, server.version_directory());
-        let spec = spec::of(data, &scan.tablespaces()?)?;
+        let scan = Scan::new(data, server.version_directory())?;
+        let spec = spec::of(data, &scan.tablespaces)?;
         let rules = self.checks_pages(server.data_checksums, &server::control_file(data)?);
         let manifest = self.manifest(facts)?;
         let rate = self.options.rate_limit.map(RateLimit::new);
@@ -233,8 +233,8 @@ impl Job<'_> {
         let scan = Scan::new(
             data,
             format!("PG_{}_{}", control.major, control.catalog_version),
-        );
-        let spec = spec::of(data, &scan.tablespaces()?)?;
+        )?;
+        let spec = spec::of(data, &scan.tablespaces)?;
         let rules = self.checks_pages(control.data_checksums, control);
         let manifest = self.manifest(facts)?;
         let rate = self.options.rate_limit.map(RateLimit::new);

@@ -61,35 +61,33 @@ const TOP_FILES: &[&str] = &[
 /// The walk over one data directory.
 pub struct Scan<'a> {
     data: &'a Path,
+    /// The tablespaces that lie outside the data directory, by their links. They are fixed before the walk: the
+    /// sentinel names these, and the WAL makes what is created meanwhile.
+    pub tablespaces: Vec<Tablespace>,
     /// The one directory of a tablespace that is this server's: `PG_<major>_<catalog version>`.
     version_directory: String,
 }
 
 impl<'a> Scan<'a> {
     /// A walk over `data`, of a server whose tablespaces have `version_directory`.
-    pub fn new(data: &'a Path, version_directory: String) -> Scan<'a> {
-        Scan {
-            data,
-            version_directory,
-        }
-    }
-
-    /// The tablespaces that lie outside the data directory, by their links.
-    pub fn tablespaces(&self) -> Result<Vec<Tablespace>> {
-        let mut found = Vec::new();
-        for entry in tree::walk_dir(&self.data.join("pg_tblspc"))? {
-            let Some(oid) = entry.name.to_str().and_then(|name| name.parse().ok()) else {
-                continue;
-            };
-            if entry.stat.kind == FileKind::Symlink {
-                let link = self.data.join("pg_tblspc").join(&entry.name);
-                found.push(Tablespace {
+    pub fn new(data: &'a Path, version_directory: String) -> Result<Scan<'a>> {
+        let mut tablespaces = Vec::new();
+        for entry in tree::walk_dir(&data.join("pg_tblspc"))? {
+            if entry.stat.kind == FileKind::Symlink
+                && let Some(oid) = tablespace_oid(&entry.name)
+            {
+                let link = data.join("pg_tblspc").join(&entry.name);
+                tablespaces.push(Tablespace {
                     oid,
                     location: disk::read_link(&link)?,
                 });
             }
         }
-        Ok(found)
+        Ok(Scan {
+            data,
+            tablespaces,
+            version_directory,
+        })
     }
 
     /// Calls `each` for every directory and file that belongs into the backup, directories before what is in
@@ -144,25 +142,36 @@ impl<'a> Scan<'a> {
             FileKind::Directory | FileKind::Symlink if top && name == "pg_wal" => {
                 self.pg_wal(member, &source, each)
             }
+            // pg_stat_tmp as a link to a memory disk is usual; the copy needs the directory.
+            FileKind::Directory | FileKind::Symlink if top && EMPTY_DIRECTORIES.contains(&name) => {
+                each(Found {
+                    stat: directory_stat(&source)?,
+                    source,
+                    name: member,
+                })
+            }
             FileKind::Directory => {
                 each(Found {
                     source: source.clone(),
                     name: member,
                     stat,
                 })?;
-                if top && EMPTY_DIRECTORIES.contains(&name) {
-                    Ok(())
-                } else {
-                    self.directory(&source, member, each)
-                }
+                self.directory(&source, member, each)
             }
             FileKind::File => each(Found {
                 source,
                 name: member,
                 stat,
             }),
-            FileKind::Symlink if member.parent() == Some(Path::new("pg_tblspc")) => {
+            FileKind::Symlink if self.is_tablespace(member) => {
                 self.tablespace(&source, member, each)
+            }
+            FileKind::Symlink if is_tablespace_link(member) => {
+                log::info!(
+                    "tablespace \"{}\" was created during the backup: the WAL has it",
+                    source.display()
+                );
+                Ok(())
             }
             _ => {
                 log::warn!(
@@ -200,10 +209,15 @@ impl<'a> Scan<'a> {
         member: &Path,
         each: &mut dyn FnMut(Found<'_>) -> Result<()>,
     ) -> Result<()> {
+        let stat = match directory_stat(source) {
+            // Dropped since the backup began; the WAL drops it in the copy too.
+            Err(e) if e.kind() == Kind::Missing && disk::lstat(source)?.is_none() => return Ok(()),
+            other => other?,
+        };
         each(Found {
             source: source.to_path_buf(),
             name: member,
-            stat: directory_stat(source)?,
+            stat,
         })?;
         let ours = source.join(&self.version_directory);
         let member = member.join(&self.version_directory);
@@ -218,6 +232,15 @@ impl<'a> Scan<'a> {
                 self.directory(&ours, &member, each)
             }
         }
+    }
+
+    fn is_tablespace(&self, member: &Path) -> bool {
+        let known = |oid| self.tablespaces.iter().any(|space| space.oid == oid);
+        is_tablespace_link(member)
+            && member
+                .file_name()
+                .and_then(tablespace_oid)
+                .is_some_and(known)
     }
 
     fn left_out(&self, member: &Path, entry: &DirEntry, unlogged: &HashSet<String>) -> bool {
@@ -247,6 +270,18 @@ impl<'a> Scan<'a> {
         }
         false
     }
+}
+
+/// The number that is the name of a tablespace in `pg_tblspc`, spelt as PostgreSQL spells it.
+pub fn tablespace_oid(name: &OsStr) -> Option<u32> {
+    let oid: u32 = name.to_str()?.parse().ok()?;
+    (OsStr::new(&oid.to_string()) == name).then_some(oid)
+}
+
+/// `pg_tblspc/<oid>`.
+fn is_tablespace_link(member: &Path) -> bool {
+    member.parent() == Some(Path::new("pg_tblspc"))
+        && member.file_name().and_then(tablespace_oid).is_some()
 }
 
 /// The target of a link or the directory itself; it must be there.
@@ -389,13 +424,8 @@ mod tests {
         std::fs::create_dir_all(data.join("pg_tblspc")).unwrap();
         std::os::unix::fs::symlink(&space, data.join("pg_tblspc/16400")).unwrap();
 
-        let scan = Scan::new(&data, "PG_15_202209061".into());
-        let mut names = Vec::new();
-        scan.walk(&mut |found| {
-            names.push(found.name.to_str().unwrap().to_string());
-            Ok(())
-        })
-        .unwrap();
+        let scan = Scan::new(&data, "PG_15_202209061".into()).unwrap();
+        let names = names(&scan);
         let expected = [
             ".",
             "PG_VERSION",
@@ -424,11 +454,61 @@ mod tests {
         ];
         assert_eq!(names, expected);
         assert_eq!(
-            scan.tablespaces().unwrap(),
+            scan.tablespaces,
             [Tablespace {
                 oid: 16400,
                 location: space
             }]
         );
+    }
+
+    fn names(scan: &Scan<'_>) -> Vec<String> {
+        let mut names = Vec::new();
+        scan.walk(&mut |found| {
+            names.push(found.name.to_str().unwrap().to_string());
+            Ok(())
+        })
+        .unwrap();
+        names
+    }
+
+    #[test]
+    fn tablespaces_are_those_of_the_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+        let link = |name: &str| {
+            let space = dir.path().join(format!("space {name}"));
+            std::fs::create_dir_all(space.join("PG_15_1/5")).unwrap();
+            std::os::unix::fs::symlink(&space, data.join("pg_tblspc").join(name)).unwrap();
+        };
+        link("16400");
+        link("16401");
+        link("other");
+        std::fs::write(data.join("pg_tblspc/note"), "x").unwrap();
+        let scan = Scan::new(&data, "PG_15_1".into()).unwrap();
+        link("16402");
+        std::fs::remove_file(data.join("pg_tblspc/16401")).unwrap();
+        let expected = [
+            ".",
+            "pg_tblspc",
+            "pg_tblspc/16400",
+            "pg_tblspc/16400/PG_15_1",
+            "pg_tblspc/16400/PG_15_1/5",
+            "pg_tblspc/note",
+        ];
+        assert_eq!(names(&scan), expected);
+    }
+
+    #[test]
+    fn a_directory_that_is_made_anew_may_be_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+        std::fs::create_dir(dir.path().join("memory")).unwrap();
+        std::fs::write(dir.path().join("memory/x"), "").unwrap();
+        std::os::unix::fs::symlink("../memory", data.join("pg_stat_tmp")).unwrap();
+        let scan = Scan::new(&data, "PG_15_1".into()).unwrap();
+        assert_eq!(names(&scan), [".", "pg_stat_tmp", "pg_tblspc"]);
     }
 }

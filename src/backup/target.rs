@@ -1,6 +1,7 @@
 //! The directory that a backup is restored into: refused unless it is new, written so that no name in an archive
 //! can lead out of it.
 
+use super::scan::tablespace_oid;
 use crate::disk::bulk::{Buffer, BulkFile};
 use crate::disk::durable::{NewFile, Publish};
 use crate::disk::tree::{self, TreeSync};
@@ -167,9 +168,8 @@ impl Target {
         let rest = |parts: &[&std::ffi::OsStr]| parts.iter().collect::<PathBuf>();
         match parts.as_slice() {
             [first, oid, inside @ ..] if *first == "pg_tblspc" => {
-                let number: Option<u32> = oid.to_str().and_then(|oid| oid.parse().ok());
-                let number = number.ok_or_else(unsafe_name)?;
-                Ok(match self.tablespaces.get(&number) {
+                let place = tablespace_oid(oid).and_then(|oid| self.tablespaces.get(&oid));
+                Ok(match place {
                     Some(place) => place.join(rest(inside)),
                     None => self.data.join(rest(&parts)),
                 })
@@ -264,6 +264,8 @@ mod tests {
             ("pg_tblspc/16400", "space"),
             ("pg_tblspc/16400/PG_15/1", "space/PG_15/1"),
             ("pg_tblspc/16401/PG_15/1", "data/pg_tblspc/16401/PG_15/1"),
+            ("pg_tblspc/note", "data/pg_tblspc/note"),
+            ("pg_tblspc/016400/x", "data/pg_tblspc/016400/x"),
             ("pg_wal/archive_status", "wal/archive_status"),
         ] {
             assert_eq!(
@@ -277,7 +279,6 @@ mod tests {
             "../x",
             "base/../../x",
             "pg_tblspc/../x",
-            "pg_tblspc/x/y",
             "pg_tblspc/16400/../../x",
         ] {
             assert_eq!(
