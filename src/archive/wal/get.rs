@@ -114,7 +114,12 @@ impl Archive {
 
     /// The configured name is missing: another codec, a hole, or the end?
     fn look_further(&self, name: WalName, out: &mut dyn Write, expect: Expect) -> Result<Fetched> {
-        let seen = self.look_around(name)?;
+        let mut seen = self.look_around(name)?;
+        // A directory is not read in one moment: it may show the later of two segments that arrive meanwhile and not
+        // the earlier one. Once the later one was seen, another look finds the earlier one or there is none.
+        if seen.same.is_none() && seen.beyond.is_some() {
+            seen = self.look_around(name)?;
+        }
         if let Some((key, method)) = seen.same {
             return self
                 .deliver(&key, method, name, out, expect)
@@ -315,5 +320,108 @@ fn present(error: Error) -> Error {
     match error.kind() {
         Kind::Missing | Kind::Absent => error.with_kind(Kind::Hole),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::state::State;
+    use crate::codec::Compression;
+    use crate::store::mem::MemStore;
+    use crate::store::{Body, Features, ObjectInfo, Store, Upload, When};
+    use std::sync::Mutex;
+
+    const ASKED: &str = "000000010000000000000002";
+
+    /// A directory that is read while two segments arrive in it: the first listing shows the later one alone.
+    struct Racing {
+        inner: MemStore,
+        arriving: Mutex<Vec<Key>>,
+    }
+
+    impl Store for Racing {
+        fn location(&self) -> String {
+            self.inner.location()
+        }
+        fn features(&self) -> Features {
+            self.inner.features()
+        }
+        fn put(&self, key: &Key, bytes: &[u8], when: When) -> Result<()> {
+            self.inner.put(key, bytes, when)
+        }
+        fn begin(&self, key: &Key, when: When) -> Result<Box<dyn Upload>> {
+            self.inner.begin(key, when)
+        }
+        fn get(&self, key: &Key, offset: u64) -> Result<Body> {
+            self.inner.get(key, offset)
+        }
+        fn head(&self, key: &Key) -> Result<Option<ObjectInfo>> {
+            self.inner.head(key)
+        }
+        fn list(
+            &self,
+            prefix: &str,
+            after: &str,
+            each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
+        ) -> Result<()> {
+            self.inner.list(prefix, after, each)?;
+            for key in std::mem::take(&mut *self.arriving.lock().unwrap()) {
+                self.inner.put(&key, &compressed(), When::Absent)?;
+            }
+            Ok(())
+        }
+        fn delete(&self, key: &Key) -> Result<()> {
+            self.inner.delete(key)
+        }
+        fn settle(&self, key: &Key) -> Result<()> {
+            self.inner.settle(key)
+        }
+    }
+
+    /// A segment of 1 MiB that begins as PostgreSQL 15 writes it.
+    fn compressed() -> Vec<u8> {
+        let mut segment = vec![0; 1 << 20];
+        segment[..4].copy_from_slice(&[0x10, 0xD1, 0x06, 0x00]);
+        segment[4] = 1;
+        segment[8..16].copy_from_slice(&0x20_0000u64.to_le_bytes());
+        segment[24..32].copy_from_slice(&7u64.to_le_bytes());
+        segment[32..36].copy_from_slice(&(1u32 << 20).to_le_bytes());
+        segment[36..40].copy_from_slice(&8192u32.to_le_bytes());
+        let mut encoder =
+            codec::Encoder::new(Compression::new(Method::Zstd, None).unwrap(), Vec::new()).unwrap();
+        encoder.write_all(&segment).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_segment_that_arrives_with_the_next_one_is_no_hole() {
+        let key = |name: &str| keys::wal(name, Some(Method::Zstd));
+        for (arriving, delivered) in [(vec![key(ASKED)], true), (vec![], false)] {
+            let inner = MemStore::new();
+            let next = key("000000010000000000000003");
+            inner.put(&next, &compressed(), When::Absent).unwrap();
+            let identity = br#"{"format":1,"system_identifier":"7","postgresql":15,"segment_size":1048576,"created":""}"#;
+            inner
+                .put(&keys::identity(), identity, When::Absent)
+                .unwrap();
+            let archive = Archive {
+                store: Box::new(Racing {
+                    inner,
+                    arriving: Mutex::new(arriving),
+                }),
+                compression: Compression::new(Method::Zstd, None).unwrap(),
+                state: State::none(),
+            };
+            let name = ASKED.parse().unwrap();
+            let mut out = Vec::new();
+            let got = archive.get_wal(name, &mut out, Expect::default(), HolePolicy::Abort);
+            match delivered {
+                true => {
+                    assert!(matches!(got.unwrap(), Fetched::Delivered(bytes) if bytes == 1 << 20))
+                }
+                false => assert_eq!(got.unwrap_err().kind(), Kind::Hole),
+            }
+        }
     }
 }
