@@ -34,7 +34,16 @@ use crate::work::rate::RateLimit;
 use crate::work::stop::Stop;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// First pause between two looks for the backup's WAL: an archiver that works is done in a moment.
+const WAL_PAUSE_FIRST: Duration = Duration::from_millis(20);
+
+/// Longest pause between two looks; each is a LIST.
+const WAL_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// How often the log says that the backup still waits.
+const WAL_REPORT: Duration = Duration::from_secs(30);
 
 /// What the operator asked for.
 #[derive(Clone, Debug)]
@@ -419,41 +428,37 @@ impl Job<'_> {
             stop,
             facts.identity.segment_size,
         )?;
-        let (mut waited, pause) = (Duration::ZERO, Duration::from_millis(500));
+        let (began, mut pause, mut next_report) = (Instant::now(), WAL_PAUSE_FIRST, Duration::ZERO);
         loop {
             let missing = self.archive.missing_wal(&segments)?;
             let Some(first) = missing.first() else {
                 return Ok(());
             };
+            let waited = began.elapsed();
             if waited >= self.options.wal_timeout {
-                return Err(self.wal_is_missing(first, missing.len(), waited, conn.take()));
+                return Err(self.wal_is_missing(first, missing.len(), conn.take()));
             }
-            if waited.as_millis() % 30_000 == 0 {
+            if waited >= next_report {
                 log::info!(
                     "waiting for {} WAL segments to be archived, from {first}",
                     missing.len()
                 );
+                next_report = waited + WAL_REPORT;
             }
-            self.stop.wait(pause);
+            self.stop.wait(pause.min(self.options.wal_timeout - waited));
             self.stop.check()?;
-            waited += pause;
+            pause = (pause * 2).min(WAL_PAUSE_MAX);
         }
     }
 
-    fn wal_is_missing(
-        &self,
-        first: &Segment,
-        count: usize,
-        waited: Duration,
-        conn: Option<&mut Conn>,
-    ) -> Error {
+    fn wal_is_missing(&self, first: &Segment, count: usize, conn: Option<&mut Conn>) -> Error {
         let told = conn.and_then(|conn| server::last_archiver_failure(conn).ok().flatten());
         let detail = told.map(|text| format!(" {text}")).unwrap_or_default();
         Error::new(
             Kind::Unavailable,
             format!(
                 "WAL segment {first} was not archived within {} s",
-                waited.as_secs()
+                self.options.wal_timeout.as_secs()
             ),
         )
         .detail(format!(
