@@ -11,6 +11,7 @@
 
 mod cli;
 mod manpages;
+mod round_trip;
 mod s3;
 mod support;
 mod support_smoke;

@@ -12,6 +12,7 @@
 // Each test module uses its share of the tools; none uses all.
 #![allow(dead_code)]
 
+pub mod archive;
 pub mod certs;
 pub mod cluster;
 pub mod minio;
@@ -126,9 +127,13 @@ pub fn wait_for(deadline: Duration, what: &str, mut condition: impl FnMut() -> b
     }
 }
 
-/// How many rounds a series takes: few in `scripts/test`, the full count in `scripts/long` (SEAWALL_TEST_LONG=1).
+/// How many rounds a series takes: few in `scripts/test`, the full count in `scripts/long` (SEAWALL_TEST_LONG=1), or
+/// what SEAWALL_TEST_ROUNDS says.
 pub fn rounds(few: usize, full: usize) -> usize {
-    if std::env::var_os("SEAWALL_TEST_LONG").is_some() {
+    if let Some(wanted) = std::env::var_os("SEAWALL_TEST_ROUNDS") {
+        let wanted = wanted.to_str().and_then(|count| count.parse().ok());
+        wanted.expect("SEAWALL_TEST_ROUNDS is a count")
+    } else if std::env::var_os("SEAWALL_TEST_LONG").is_some() {
         full
     } else {
         few
