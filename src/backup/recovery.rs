@@ -187,10 +187,11 @@ fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
     if let Some(action) = &recovery.action {
         lines.push(("recovery_target_action", action.clone()));
     }
-    let others = EMPTIED.iter().filter(|name| !is_set(&lines, name));
-    let others: Vec<_> = others.map(|name| (*name, String::new())).collect();
-    lines.extend(others);
-    Ok(lines)
+    // The server applies settings in this order, and one that is emptied after the target counts as a second target.
+    let emptied = EMPTIED.iter().filter(|name| !is_set(&lines, name));
+    let mut all: Vec<_> = emptied.map(|name| (*name, String::new())).collect();
+    all.append(&mut lines);
+    Ok(all)
 }
 
 fn is_set(lines: &[(&str, String)], name: &str) -> bool {
@@ -302,7 +303,10 @@ mod tests {
             .iter()
             .filter(|name| **name != "recovery_target_xid")
         {
-            assert!(text.contains(&format!("\n{name} = ''\n")), "{name}: {text}");
+            // Emptied after the target it would count as a second one.
+            let emptied = text.find(&format!("\n{name} = ''\n"));
+            assert!(emptied < text.find("recovery_target_xid"), "{name}: {text}");
+            assert!(emptied.is_some(), "{name}: {text}");
         }
         let text = written(
             "archive_cleanup_command = 'rm %r'\nrecovery_end_command='x'\n",
