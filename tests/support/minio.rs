@@ -176,6 +176,7 @@ fn write_certificates(dir: &Path) -> String {
 }
 
 /// The `rust-s3` crate looking at a bucket over plain HTTP: a second opinion on what our own client did there.
+#[derive(Clone)]
 pub struct Witness {
     bucket: Box<Bucket>,
     region: Region,

@@ -21,15 +21,17 @@ pub mod proxy;
 pub mod rclone;
 pub mod seawall;
 pub mod tmpfs;
+pub mod wal;
 
 use std::cell::OnceCell;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -138,6 +140,29 @@ pub fn rounds(few: usize, full: usize) -> usize {
     } else {
         few
     }
+}
+
+/// Jobs with their names, for `side_by_side`.
+pub type Jobs<'a> = Vec<(String, Box<dyn FnOnce() + Send + 'a>)>;
+
+/// Runs jobs that mostly wait, twelve at a time. All of them run; the panic at the end names those that failed.
+pub fn side_by_side(jobs: Jobs) {
+    let queue = Mutex::new(jobs.into_iter());
+    let failed = Mutex::new(Vec::new());
+    let next = || queue.lock().expect("nothing panics in here").next();
+    thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| {
+                while let Some((name, job)) = next() {
+                    if catch_unwind(AssertUnwindSafe(job)).is_err() {
+                        failed.lock().expect("nothing panics in here").push(name);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("nothing panics in here");
+    assert!(failed.is_empty(), "failed: {}", failed.join("; "));
 }
 
 /// Are we root, and so must hand the servers to user postgres?

@@ -40,6 +40,8 @@ struct Inner {
     rules: Mutex<Vec<Rule>>,
     log: Mutex<Vec<Request>>,
     clients: Mutex<Vec<TcpStream>>,
+    /// While the port is open.
+    listener: Mutex<Option<TcpListener>>,
     refusing: AtomicBool,
     ended: AtomicBool,
 }
@@ -79,6 +81,7 @@ impl Proxy {
                 rules: Mutex::default(),
                 log: Mutex::default(),
                 clients: Mutex::default(),
+                listener: Mutex::default(),
                 refusing: AtomicBool::new(true),
                 ended: AtomicBool::new(false),
             }),
@@ -121,7 +124,7 @@ impl Proxy {
 
     /// Closes the port: connections are refused.
     pub fn refuse(&self) {
-        self.inner.refusing.store(true, Ordering::SeqCst);
+        self.inner.close();
         self.join_acceptor();
         self.inner.reset_clients();
     }
@@ -130,9 +133,8 @@ impl Proxy {
     pub fn listen(&self) {
         self.join_acceptor();
         let listener = TcpListener::bind(("127.0.0.1", self.port)).expect("our own port");
-        listener
-            .set_nonblocking(true)
-            .expect("a listener that can be closed");
+        let closing = listener.try_clone().expect("a descriptor");
+        *lock(&self.inner.listener) = Some(closing);
         self.inner.refusing.store(false, Ordering::SeqCst);
         let inner = Arc::clone(&self.inner);
         *lock(&self.acceptor) = Some(thread::spawn(move || accept(listener, &inner)));
@@ -140,7 +142,7 @@ impl Proxy {
 
     fn join_acceptor(&self) {
         if let Some(thread) = lock(&self.acceptor).take() {
-            self.inner.refusing.store(true, Ordering::SeqCst);
+            self.inner.close();
             let _ = thread.join();
         }
     }
@@ -165,8 +167,7 @@ fn accept(listener: TcpListener, inner: &Arc<Inner>) {
             Ok((client, _)) => {
                 let inner = Arc::clone(inner);
                 thread::spawn(move || {
-                    if let (Ok(()), Ok(keep)) = (client.set_nonblocking(false), client.try_clone())
-                    {
+                    if let Ok(keep) = client.try_clone() {
                         inner.remember(keep);
                         // An error here is a connection that ended: the client's business.
                         let _ = serve(&client, &inner);
@@ -184,6 +185,14 @@ impl Inner {
         let mut clients = lock(&self.clients);
         clients.retain(|c| c.peer_addr().is_ok());
         clients.push(client);
+    }
+
+    /// Closes the port and wakes the acceptor: accept(2) on a socket that was shut down fails.
+    fn close(&self) {
+        self.refusing.store(true, Ordering::SeqCst);
+        if let Some(listener) = lock(&self.listener).take() {
+            let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
+        }
     }
 
     fn reset_clients(&self) {
@@ -289,7 +298,7 @@ impl Exchange<'_> {
     fn answer_alone(&self, fault: Fault, reader: &mut impl BufRead) -> io::Result<bool> {
         match fault {
             Fault::Refuse => {
-                self.inner.refusing.store(true, Ordering::SeqCst);
+                self.inner.close();
                 self.inner.reset_clients();
                 return Ok(false);
             }

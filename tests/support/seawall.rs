@@ -34,6 +34,7 @@ pub fn built_binary() -> PathBuf {
 }
 
 /// A command line of seawall in the making.
+#[derive(Clone)]
 pub struct Seawall {
     program: PathBuf,
     args: Vec<String>,
