@@ -10,6 +10,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
+mod exit_codes;
 mod manpages;
 mod round_trip;
 mod s3;

@@ -87,12 +87,16 @@ impl FileStore {
 
     /// The object's file; `None` when it is proven absent.
     fn find(&self, key: &Key, path: &Path) -> Result<Option<Stat>> {
-        match disk::stat(path).map_err(outage)? {
+        let found = disk::stat(path).map_err(outage);
+        if found.is_err() {
+            self.show()?; // says it better, if it is the prefix
+        }
+        match found? {
             Some(found) if found.kind == FileKind::File => Ok(Some(found)),
-            Some(_) => Err(Error::new(
-                Kind::Refused,
-                format!("{path:?} is not a regular file"),
-            )),
+            Some(_) => Err(
+                Error::new(Kind::Refused, format!("{path:?} is not a regular file"))
+                    .detail("Every object of an archive is one."),
+            ),
             None => self.prove_absent(key.as_str()).map(|()| None),
         }
     }
