@@ -53,11 +53,15 @@ impl Archive {
                 let _ = answer.send(self.find_wal(name)?);
                 Ok(())
             })?;
-            self.send(&key, &file, size, || match look.recv() {
+            let sent = self.send(&key, &file, size, || match look.recv() {
                 Ok(None) => Ok(()),
                 Ok(Some(found)) => Err(existing_object(existing.get_or_init(|| found))),
                 // The look has failed; its own error is the one that counts.
                 Err(_) => Err(Error::new(Kind::Interrupted, "nothing was sent")),
+            });
+            sent.map_err(|e| match e.kind() {
+                Kind::Exists | Kind::Interrupted => e,
+                _ => e.context(format!("could not archive {name}")),
             })
         });
         match sent {
@@ -66,9 +70,7 @@ impl Archive {
             Err(e) if e.kind() == Kind::Exists => {
                 self.compare(name, existing.get().unwrap_or(&key), &file, size)
             }
-            other => other
-                .map(Put::Stored)
-                .map_err(|e| e.context(format!("could not archive {name}"))),
+            other => other.map(Put::Stored),
         }
     }
 
