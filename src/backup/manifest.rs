@@ -26,8 +26,12 @@ impl<'a> ManifestObject<'a> {
         )?)))
     }
 
-    /// Adds a file that was read to its end.
+    /// Adds a file that was read to its end. WAL files, in the backup of a server that is shut down, are not in a
+    /// manifest: it names the range of WAL instead.
     pub fn add(&self, file: &Finished) -> Result<()> {
+        if file.name.starts_with("pg_wal") {
+            return Ok(());
+        }
         let mut writer = self
             .0
             .lock()
