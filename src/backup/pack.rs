@@ -13,7 +13,7 @@ use crate::work::stop::Stop;
 use std::sync::Mutex;
 
 /// How many bad pages are named one by one; the rest is counted.
-const BAD_PAGES_NAMED: usize = 100;
+pub const BAD_PAGES_NAMED: usize = 100;
 
 /// What all workers share.
 pub struct Packing<'a, 'm> {

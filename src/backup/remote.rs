@@ -2,7 +2,7 @@
 //! archives are taken apart and put together again as our parts; its manifest is kept as it came.
 
 use super::now;
-use super::pack::Packing;
+use super::pack::{BAD_PAGES_NAMED, Packing};
 use super::plan::{Plan, Submit};
 use super::push::{Facts, Job, Stored, Taken, finished_parts};
 use super::scan::Tablespace;
@@ -21,6 +21,15 @@ use crate::work::pool;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+/// A stream that has begun.
+struct Stream<'c> {
+    backup: BaseBackup<'c>,
+    /// The mode of the data directory.
+    mode: u32,
+    /// Whether the server looks at page checksums.
+    checks_pages: bool,
+}
+
 /// The end of the stream.
 struct Streamed<'a> {
     stop: Lsn,
@@ -36,6 +45,11 @@ impl Job<'_> {
         let segment_size = parse_size(&conn.show("wal_segment_size")?)?;
         let mode = conn.show("data_directory_mode")?;
         let mode = u32::from_str_radix(mode.trim(), 8).unwrap_or(0o700);
+        // Before version 14 only the backup_label tells, which comes behind all tablespaces.
+        if version.major() >= 14 && conn.show("in_hot_standby")? == "on" {
+            return Err(standby());
+        }
+        let checks_pages = self.options.verify_checksums && conn.show("data_checksums")? == "on";
         // Only a superuser may know it; for others the sentinel does not say.
         let data_directory = conn.show("data_directory").unwrap_or_default();
         let identity = Identity {
@@ -54,7 +68,7 @@ impl Job<'_> {
                     .unwrap_or(1 << 20)
                     .clamp(32, 1 << 20)
             }),
-            verify_checksums: self.options.verify_checksums,
+            verify_checksums: checks_pages,
             ..BackupRequest::default()
         };
         let backup = BaseBackup::start(conn, &request)?;
@@ -74,17 +88,17 @@ impl Job<'_> {
             start_time,
         };
         self.owned(&facts, |job| {
-            job.streamed(backup, &facts, mode, Path::new(&data_directory))
+            let mut stream = Stream {
+                backup,
+                mode,
+                checks_pages,
+            };
+            job.streamed(&mut stream, &facts, Path::new(&data_directory))
         })
     }
 
-    fn streamed(
-        &self,
-        mut backup: BaseBackup<'_>,
-        facts: &Facts,
-        mode: u32,
-        data: &Path,
-    ) -> Result<Taken> {
+    fn streamed(&self, stream: &mut Stream<'_>, facts: &Facts, data: &Path) -> Result<Taken> {
+        let backup = &stream.backup;
         let spaces = backup.tablespaces.iter().map(|space| Tablespace {
             oid: space.oid,
             location: PathBuf::from(&space.location),
@@ -112,8 +126,9 @@ impl Job<'_> {
             self.options.threads,
             self.stop,
             |submit| {
-                plan.directory(Path::new("."), mode, facts.start_time.secs(), submit)?;
-                let streamed = self.receive(&mut backup, &mut plan, facts, submit)?;
+                let modified = facts.start_time.secs();
+                plan.directory(Path::new("."), stream.mode, modified, submit)?;
+                let streamed = self.receive(stream, &mut plan, facts, submit)?;
                 plan.close(submit)?;
                 Ok(streamed)
             },
@@ -140,7 +155,7 @@ impl Job<'_> {
     /// Reads the stream to its end.
     fn receive<'p>(
         &'p self,
-        backup: &mut BaseBackup<'_>,
+        stream: &mut Stream<'_>,
         plan: &mut Plan<'p>,
         facts: &Facts,
         submit: Submit<'_, 'p>,
@@ -148,13 +163,13 @@ impl Job<'_> {
         let compression = self.archive.compression;
         let key = facts.id.manifest(compression.method);
         let mut manifest = ObjectWriter::new(&*self.archive.store, key, compression)?;
-        let mut members = Members::new(None);
+        let mut members = Members::new(None, stream.mode);
         loop {
             self.stop.check()?;
-            match backup.next_event()? {
+            match stream.backup.next_event().map_err(explained)? {
                 BackupEvent::Archive { tablespace } => {
                     members.end()?;
-                    members = Members::new(tablespace);
+                    members = Members::new(tablespace, stream.mode);
                     members.begin(plan, submit)?;
                 }
                 BackupEvent::Data(bytes) => members.feed(bytes, plan, submit)?,
@@ -173,17 +188,14 @@ impl Job<'_> {
                 } => {
                     members.end()?;
                     refuse_promotion(facts.timeline, timeline)?;
-                    let first_bad: Vec<String> =
-                        notices.into_iter().map(|notice| notice.message).collect();
-                    let bad_pages = if findings {
-                        first_bad.len().max(1) as u64
-                    } else {
-                        0
+                    let said = notices.into_iter().map(|notice| notice.message);
+                    let found = match findings {
+                        true => bad_pages(said.collect()),
+                        false => PageChecksums::default(),
                     };
                     let findings = PageChecksums {
-                        checked: self.options.verify_checksums,
-                        bad_pages,
-                        first_bad,
+                        checked: stream.checks_pages,
+                        ..found
                     };
                     return Ok(Streamed {
                         stop,
@@ -199,6 +211,8 @@ impl Job<'_> {
 /// The members of one of the server's archives on their way into our parts.
 struct Members {
     tablespace: Option<u32>,
+    /// Of directories that the stream does not describe.
+    mode: u32,
     splitter: Splitter,
     /// Bytes of the current member: its size, for the padding; `None` while it is left out.
     current: Option<u64>,
@@ -206,9 +220,10 @@ struct Members {
 }
 
 impl Members {
-    fn new(tablespace: Option<u32>) -> Members {
+    fn new(tablespace: Option<u32>, mode: u32) -> Members {
         Members {
             tablespace,
+            mode,
             splitter: Splitter::new(),
             current: None,
             label: None,
@@ -220,7 +235,7 @@ impl Members {
         match self.tablespace {
             Some(oid) => plan.directory(
                 &PathBuf::from(format!("pg_tblspc/{oid}")),
-                0o700,
+                self.mode,
                 now().secs(),
                 submit,
             ),
@@ -236,6 +251,7 @@ impl Members {
     ) -> Result<()> {
         let Members {
             tablespace,
+            mode,
             splitter,
             current,
             label,
@@ -253,7 +269,7 @@ impl Members {
                     EntryKind::File => *current = Some(header.size),
                     // Links to tablespaces are in the spec; pg_wal as a link becomes a directory.
                     EntryKind::Symlink(_) if name == Path::new("pg_wal") => {
-                        return plan.directory(&name, 0o700, header.modified_secs, submit);
+                        return plan.directory(&name, *mode, header.modified_secs, submit);
                     }
                     EntryKind::Directory => {}
                     _ => return Ok(()),
@@ -316,9 +332,52 @@ fn refuse_standby(label: &[u8]) -> Result<()> {
     if !label.from_standby {
         return Ok(());
     }
-    Err(Error::new(Kind::Refused, "the server is a standby")
+    Err(standby())
+}
+
+fn standby() -> Error {
+    Error::new(Kind::Refused, "the server is a standby")
         .detail("Base backups are taken from the primary in this release.")
-        .hint("Connect to the primary: set PGHOST."))
+        .hint("Connect to the primary: set PGHOST.")
+}
+
+/// The server's tar has room for names and link targets of 99 bytes; ours has no such bound.
+fn explained(error: Error) -> Error {
+    match error.message().contains("too long for tar format") {
+        true => error.hint(
+            "A streamed backup cannot hold it. Rename it, or run backup-push PGDATA on the server's host.",
+        ),
+        false => error,
+    }
+}
+
+/// What the server said about bad pages (basebackup.c): up to five warnings a file that name a block, the number of
+/// each file, and the number of all. In a language that we do not know, the sentences are kept as they are.
+fn bad_pages(said: Vec<String>) -> PageChecksums {
+    let mut named: Vec<String> = said.iter().filter_map(|text| bad_page(text)).collect();
+    let total = said.iter().rev().find_map(|text| {
+        let number = text.strip_suffix(" total checksum verification failures")?;
+        number.parse::<u64>().ok()
+    });
+    if named.is_empty() {
+        named = said;
+    }
+    let bad_pages = total.unwrap_or(0).max(named.len() as u64).max(1);
+    named.truncate(BAD_PAGES_NAMED);
+    PageChecksums {
+        checked: true,
+        bad_pages,
+        first_bad: named,
+    }
+}
+
+/// `base/5/16384, block 3` of a warning that names a block.
+fn bad_page(text: &str) -> Option<String> {
+    let rest = text.strip_prefix("checksum verification failed in file \"")?;
+    let (file, rest) = rest.split_once("\", block ")?;
+    let block = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+    let file = file.strip_prefix("./").unwrap_or(file);
+    Some(format!("{file}, block {block}"))
 }
 
 fn refuse_promotion(start: TimelineId, stop: TimelineId) -> Result<()> {
@@ -349,6 +408,35 @@ fn parse_size(text: &str) -> Result<SegmentSize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bad_pages_are_counted_as_the_server_counts_them() {
+        let block = |n: u32| {
+            format!(
+                "checksum verification failed in file \"./base/5/1\", block {n}: calculated 41B6 but expected 6023"
+            )
+        };
+        let texts = |list: &[&str]| list.iter().map(|text| text.to_string()).collect();
+        let one = bad_pages(vec![block(3)]);
+        assert_eq!(
+            (one.bad_pages, one.first_bad),
+            (1, texts(&["base/5/1, block 3"]))
+        );
+        let many = bad_pages(vec![
+            block(3),
+            block(4),
+            "file \"./base/5/1\" has a total of 9 checksum verification failures".into(),
+            "12 total checksum verification failures".into(),
+        ]);
+        let named = texts(&["base/5/1, block 3", "base/5/1, block 4"]);
+        assert_eq!((many.bad_pages, many.first_bad), (12, named));
+        let foreign = bad_pages(texts(&["Prüfsummen"]));
+        assert_eq!(
+            (foreign.bad_pages, foreign.first_bad),
+            (1, texts(&["Prüfsummen"]))
+        );
+        assert_eq!(bad_pages(Vec::new()).bad_pages, 1);
+    }
 
     #[test]
     fn sizes_as_show_prints_them() {
