@@ -33,11 +33,14 @@ struct File {
     seen: bool,
 }
 
+const UNPOISONED: &str = "no thread panics while it counts files";
+
 impl Expected {
-    /// Reads a manifest and verifies its own checksum.
-    pub fn read(manifest: impl BufRead) -> Result<Expected> {
+    /// Reads a manifest and verifies its own checksum; `each` sees the names and sizes.
+    pub fn read(manifest: impl BufRead, each: &mut dyn FnMut(&Path, u64)) -> Result<Expected> {
         let mut files = HashMap::new();
         Manifest::read(manifest, &mut |file| {
+            each(&file.path, file.size);
             let crc32c = match file.checksum {
                 FileChecksum::Crc32c(crc) => Some(crc),
                 FileChecksum::None => None,
@@ -72,16 +75,19 @@ impl Expected {
         })))
     }
 
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        let state = self.0.lock().expect(UNPOISONED);
+        state.files.values().map(|file| file.size).sum()
+    }
+
     /// Compares a file that was written with what the manifest says. WAL files inside a backup of a server that
     /// was shut down are not in the manifest.
     pub fn check(&self, name: &Path, size: u64, crc32c: u32) -> Result<()> {
         if name.starts_with("pg_wal") {
             return Ok(());
         }
-        let mut state = self
-            .0
-            .lock()
-            .expect("no thread panics while it counts files");
+        let mut state = self.0.lock().expect(UNPOISONED);
         let unexpected = |why: &str| {
             Error::new(
                 Kind::Corrupt,
@@ -113,10 +119,7 @@ impl Expected {
 
     /// Every file of the manifest must have come.
     pub fn all_seen(&self) -> Result<Restored> {
-        let state = self
-            .0
-            .lock()
-            .expect("no thread panics while it counts files");
+        let state = self.0.lock().expect(UNPOISONED);
         let missing = state.files.len() as u64 - state.seen;
         if missing > 0 {
             return Err(Error::new(

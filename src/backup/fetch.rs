@@ -7,7 +7,7 @@ use super::expected::{Expected, Restored};
 use super::progress::Progress;
 use super::recovery;
 use super::spec::{self, Placement};
-use super::target::Target;
+use super::target::{Room, Target};
 use crate::archive::Archive;
 use crate::archive::catalog::Backup;
 use crate::archive::sentinel::{Details, Object};
@@ -67,9 +67,13 @@ pub fn fetch(
         settings.in_place_tablespaces = true;
     }
     let target = Target::new(data, places, options.waldir.clone());
-    target.refuse_unfit(backup.sentinel.expanded_size_bytes)?;
-    let expected = read_manifest(archive, &details.manifest)?;
-    progress.expect(backup.sentinel.expanded_size_bytes);
+    target.refuse_used()?;
+    let mut room = Room::new(&target);
+    let expected = read_manifest(archive, &details.manifest, &mut room)?;
+    let total = backup.sentinel.expanded_size_bytes;
+    room.add(Path::new("pg_wal"), total.saturating_sub(expected.bytes()));
+    room.refuse_small()?;
+    progress.expect(total);
     target.create()?;
     let restore = Restore {
         archive,
@@ -91,10 +95,10 @@ pub fn fetch(
 }
 
 /// Reads the manifest for what a worker must check per file; its text is fetched again for the copy, because it
-/// may be large.
-fn read_manifest(archive: &Archive, object: &Object) -> Result<Expected> {
+/// may be large. Adds up the room that the files need.
+fn read_manifest(archive: &Archive, object: &Object, room: &mut Room<'_>) -> Result<Expected> {
     let mut reader = BufReader::new(StoredObject::open(archive, object)?);
-    let expected = Expected::read(&mut reader)
+    let expected = Expected::read(&mut reader, &mut |name, size| room.add(name, size))
         .map_err(|e| present(e).context(format!("could not use the manifest {}", object.key)))?;
     reader.into_inner().finish()?;
     Ok(expected)

@@ -27,6 +27,12 @@ pub mod target;
 use crate::pg::timestamp::Timestamp;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// The mode of files in a data directory of this mode, by PostgreSQL's rule: the group may read the files of a
+/// directory that it may read.
+pub fn file_mode(directory_mode: u32) -> u32 {
+    0o600 | directory_mode & 0o040
+}
+
 /// This moment by the host's clock.
 pub fn now() -> Timestamp {
     let since = SystemTime::now()

@@ -10,7 +10,7 @@ use super::pages::{Finished, PageRules, Source};
 use super::plan::{self, Plan};
 use super::progress::Progress;
 use super::scan::{Found, Scan};
-use super::{now, server, spec};
+use super::{file_mode, now, server, spec};
 use crate::archive::Archive;
 use crate::archive::identity::Identity;
 use crate::archive::keys::BackupId;
@@ -222,7 +222,8 @@ impl Job<'_> {
         // Only now: everything was read while the server was in backup mode.
         let stopped = server::stop_backup(conn, server)?;
         let submit = &mut |chunk| packing.pack(0, chunk);
-        self.label_member(&stopped.label, &mut plan, &manifest, submit)?;
+        let (name, label) = (Path::new("backup_label"), stopped.label.as_bytes());
+        self.memory_file(data, name, label, &mut plan, &manifest, submit)?;
         plan.close(submit)?;
         let findings = self.findings(&packing, rules);
         drop(packing);
@@ -370,13 +371,8 @@ impl Job<'_> {
             let bytes = disk::read_small(&path)?;
             match ControlFile::parse(&bytes) {
                 Ok(_) => {
-                    return memory_file(
-                        Path::new("global/pg_control"),
-                        &bytes,
-                        plan,
-                        manifest,
-                        submit,
-                    );
+                    let name = Path::new("global/pg_control");
+                    return self.memory_file(data, name, &bytes, plan, manifest, submit);
                 }
                 Err(e) => log::debug!("pg_control is read again: {}", e.one_line()),
             }
@@ -390,20 +386,27 @@ impl Job<'_> {
         .hint("Check the server's disk before anything else."))
     }
 
-    fn label_member<'p>(
+    /// A small file whose bytes we hold, with the mode that the server would give it.
+    fn memory_file<'p>(
         &self,
-        label: &str,
+        data: &Path,
+        name: &Path,
+        bytes: &[u8],
         plan: &mut Plan<'p>,
         manifest: &ManifestObject<'_>,
         submit: plan::Submit<'_, 'p>,
     ) -> Result<()> {
-        memory_file(
-            Path::new("backup_label"),
-            label.as_bytes(),
-            plan,
-            manifest,
-            submit,
-        )
+        let mut crc = Crc32c::new();
+        crc.update(bytes);
+        let modified = now();
+        manifest.add(&Finished {
+            name: name.to_path_buf(),
+            size: bytes.len() as u64,
+            modified,
+            crc32c: crc.value(),
+        })?;
+        let mode = file_mode(disk::stat(data)?.map_or(0, |stat| stat.mode));
+        plan.member(name, mode, modified.secs(), bytes, submit)
     }
 
     fn findings(&self, packing: &Packing<'_, '_>, checked: bool) -> PageChecksums {
@@ -602,26 +605,6 @@ fn file<'p>(
         manifest.add(&source.finished(0))?;
     }
     plan.file(source, stat.mode, submit)
-}
-
-/// A small file whose bytes we hold.
-fn memory_file<'p>(
-    name: &Path,
-    bytes: &[u8],
-    plan: &mut Plan<'p>,
-    manifest: &ManifestObject<'_>,
-    submit: plan::Submit<'_, 'p>,
-) -> Result<()> {
-    let mut crc = Crc32c::new();
-    crc.update(bytes);
-    let modified = now();
-    manifest.add(&Finished {
-        name: name.to_path_buf(),
-        size: bytes.len() as u64,
-        modified,
-        crc32c: crc.value(),
-    })?;
-    plan.member(name, 0o600, modified.secs(), bytes, submit)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What a restored copy is told about itself: never production's archiving or replication, and, if asked for, how
 //! to recover and how far.
 
+use super::target::file_mode_in;
 use crate::disk::durable::{NewFile, Publish};
 use crate::disk::{self};
 use crate::error::{Error, Kind, Result};
@@ -105,18 +106,19 @@ pub fn write(data: &Path, settings: &Settings) -> Result<()> {
         other => other?,
     };
     let text = auto_conf(&String::from_utf8_lossy(&before), settings)?;
-    replace(&path, text.as_bytes())?;
+    let mode = file_mode_in(data)?;
+    replace(&path, mode, text.as_bytes())?;
     match &settings.start {
         Start::Nothing => Ok(()),
-        Start::Recover(_) => replace(&data.join("recovery.signal"), b""),
-        Start::Standby(_) => replace(&data.join("standby.signal"), b""),
+        Start::Recover(_) => replace(&data.join("recovery.signal"), mode, b""),
+        Start::Standby(_) => replace(&data.join("standby.signal"), mode, b""),
     }?;
     warn_of_settings_elsewhere(data, &lines(settings)?);
     Ok(())
 }
 
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = NewFile::create(path, 0o600)?;
+fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
+    let mut file = NewFile::create(path, mode)?;
     file.write_all(bytes)
         .map_err(|e| Error::io(format!("could not write \"{}\"", path.display()), e))?;
     file.publish(Publish::Replace)

@@ -9,6 +9,7 @@ use crate::disk::{self, FileKind};
 use crate::error::{Error, Kind, Result, from_io};
 use crate::pg::timestamp::Timestamp;
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
@@ -55,26 +56,14 @@ impl Target {
         &self.data
     }
 
-    /// Refuses directories in use or not empty, and a file system without room for `bytes`.
-    pub fn refuse_unfit(&self, bytes: u64) -> Result<()> {
+    /// Refuses directories in use or not empty.
+    pub fn refuse_used(&self) -> Result<()> {
         if disk::lstat(&self.data.join("postmaster.pid"))?.is_some() {
             return Err(Error::new(Kind::Refused, format!("\"{}\" belongs to a running server", self.data.display()))
                 .detail("It has a postmaster.pid.")
                 .hint("Restore into a new directory, or shut that server down and move its directory away."));
         }
-        self.roots().try_for_each(|root| refuse_filled(root))?;
-        let free = disk::free_bytes(existing(&self.data))?;
-        if free < bytes {
-            return Err(Error::new(
-                Kind::Full,
-                format!("there is not enough room in \"{}\"", self.data.display()),
-            )
-            .detail(format!("The backup needs {bytes} bytes, {free} are free."))
-            .hint(
-                "Nothing was written. Use another file system, or map tablespaces to other ones.",
-            ));
-        }
-        Ok(())
+        self.roots().try_for_each(|root| refuse_filled(root))
     }
 
     fn roots(&self) -> impl Iterator<Item = &PathBuf> {
@@ -121,7 +110,7 @@ impl Target {
     /// Writes a file with all care: temporary, synced, then named.
     pub fn write_new(&self, name: &str, bytes: &mut dyn Read) -> Result<()> {
         let path = self.data.join(name);
-        let mut file = NewFile::create(&path, 0o600)?;
+        let mut file = NewFile::create(&path, file_mode_in(&self.data)?)?;
         std::io::copy(bytes, &mut file)
             .map_err(|e| from_io(&format!("could not write \"{}\"", path.display()), e))?;
         file.publish(Publish::Absent)
@@ -165,19 +154,22 @@ impl Target {
                 _ => return Err(unsafe_name()),
             }
         }
-        let rest = |parts: &[&std::ffi::OsStr]| parts.iter().collect::<PathBuf>();
-        match parts.as_slice() {
+        let (root, inside) = self.root(&parts);
+        Ok(root.join(inside.iter().collect::<PathBuf>()))
+    }
+
+    /// The directory that a name belongs into, and the rest of the name.
+    fn root<'n, 'p>(&self, parts: &'n [&'p OsStr]) -> (&Path, &'n [&'p OsStr]) {
+        match parts {
             [first, oid, inside @ ..] if *first == "pg_tblspc" => {
                 let place = tablespace_oid(oid).and_then(|oid| self.tablespaces.get(&oid));
-                Ok(match place {
-                    Some(place) => place.join(rest(inside)),
-                    None => self.data.join(rest(&parts)),
-                })
+                place.map_or((&self.data, parts), |place| (place, inside))
             }
-            [first, inside @ ..] if *first == "pg_wal" && self.waldir.is_some() => {
-                Ok(self.waldir.as_ref().expect("checked").join(rest(inside)))
-            }
-            _ => Ok(self.data.join(rest(&parts))),
+            [first, inside @ ..] if *first == "pg_wal" => match &self.waldir {
+                Some(waldir) => (waldir, inside),
+                None => (&self.data, parts),
+            },
+            _ => (&self.data, parts),
         }
     }
 
@@ -206,6 +198,60 @@ impl Target {
 
 const UNPOISONED: &str = "a panicking worker ends the restore";
 
+/// The room that a backup needs on each file system.
+pub struct Room<'a> {
+    target: &'a Target,
+    /// Bytes by directory that they go into.
+    needed: BTreeMap<PathBuf, u64>,
+}
+
+/// What a file system gives at least to a file that is not empty.
+const BLOCK_BYTES: u64 = 4096;
+
+impl<'a> Room<'a> {
+    /// Nothing yet.
+    pub fn new(target: &'a Target) -> Room<'a> {
+        Room {
+            target,
+            needed: BTreeMap::new(),
+        }
+    }
+
+    /// A file of the backup.
+    pub fn add(&mut self, name: &Path, size: u64) {
+        let parts: Vec<&OsStr> = name.iter().collect();
+        let (root, _) = self.target.root(&parts);
+        let size = size.div_ceil(BLOCK_BYTES).saturating_mul(BLOCK_BYTES);
+        match self.needed.get_mut(root) {
+            Some(needed) => *needed = needed.saturating_add(size),
+            None => drop(self.needed.insert(root.to_path_buf(), size)),
+        }
+    }
+
+    /// Refuses a file system that has less room than all that goes there needs.
+    pub fn refuse_small(&self) -> Result<()> {
+        let mut systems: BTreeMap<u64, (&Path, u64)> = BTreeMap::new();
+        for (root, needed) in &self.needed {
+            let there = existing(root);
+            let device = disk::stat(there)?.map_or(0, |stat| stat.device);
+            let (_, sum) = systems.entry(device).or_insert((there, 0));
+            *sum = sum.saturating_add(*needed);
+        }
+        for (path, needed) in systems.into_values() {
+            let free = disk::free_bytes(path)?;
+            if free < needed {
+                return Err(Error::new(
+                    Kind::Full,
+                    format!("there is not enough room in \"{}\"", path.display()),
+                )
+                .detail(format!("The backup needs {needed} bytes there, {free} are free."))
+                .hint("Nothing was written. Use another file system, or map tablespaces to other ones."));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl OpenFile<'_> {
     /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
@@ -218,6 +264,13 @@ impl OpenFile<'_> {
         self.target.buffers.lock().expect(UNPOISONED).push(buffer);
         tree::set_modified(&self.path, Timestamp::from_secs(modified_secs))
     }
+}
+
+/// The mode of a new file in this data directory.
+pub fn file_mode_in(data: &Path) -> Result<u32> {
+    Ok(super::file_mode(
+        disk::stat(data)?.map_or(0, |stat| stat.mode),
+    ))
 }
 
 fn refuse_filled(root: &Path) -> Result<()> {
@@ -293,7 +346,7 @@ mod tests {
     fn parts_may_come_in_any_order() {
         let dir = tempfile::tempdir().unwrap();
         let target = target(dir.path());
-        target.refuse_unfit(1).unwrap();
+        target.refuse_used().unwrap();
         target.create().unwrap();
         let mut file = target.create_file(Path::new("base/5/1"), 0o600, 1).unwrap();
         file.write(b"x").unwrap();
@@ -311,7 +364,7 @@ mod tests {
         assert_eq!((stat.kind, stat.mode), (FileKind::Directory, 0o750));
         assert!(dir.path().join("data/pg_tblspc/16400/PG_15/2").exists());
         assert!(dir.path().join("data/pg_wal/archive_status").is_dir());
-        assert_eq!(target.refuse_unfit(1).unwrap_err().kind(), Kind::Refused);
+        assert_eq!(target.refuse_used().unwrap_err().kind(), Kind::Refused);
         assert_eq!(
             target
                 .create_file(Path::new("base/5/1"), 0o600, 1)
@@ -325,13 +378,16 @@ mod tests {
     #[test]
     fn a_small_disk_is_noticed_before_anything_is_written() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(
-            target(dir.path())
-                .refuse_unfit(u64::MAX)
-                .unwrap_err()
-                .kind(),
-            Kind::Full
-        );
+        let target = target(dir.path());
+        let mut room = Room::new(&target);
+        for name in ["base/5/1", "pg_tblspc/16400/PG_15/1", "pg_wal"] {
+            room.add(Path::new(name), 4097);
+        }
+        room.refuse_small().unwrap();
+        let needed: Vec<u64> = room.needed.values().copied().collect();
+        assert_eq!(needed, [8192; 3]);
+        room.add(Path::new("base/5/2"), u64::MAX);
+        assert_eq!(room.refuse_small().unwrap_err().kind(), Kind::Full);
         assert!(!dir.path().join("data").exists());
     }
 }

@@ -126,13 +126,20 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
         ));
     }
     Ok(Args {
-        pgdata: optional_path(matches, "pgdata"),
+        pgdata: optional_path(matches, "pgdata").map(absolute).transpose()?,
         offline: matches.get_flag("while-offline"),
         label,
         connection: connection(matches)?,
         verify_checksums: !matches.get_flag("no-verify-checksums"),
         wal_timeout,
     })
+}
+
+/// The directory as the sentinel will name it: absolute, without `.` and a slash at the end.
+fn absolute(path: PathBuf) -> Result<PathBuf> {
+    let absolute = std::path::absolute(&path)
+        .map_err(|e| Error::io("PGDATA: the path cannot be made absolute", e))?;
+    Ok(absolute.components().collect())
 }
 
 fn connection(matches: &ArgMatches) -> Result<Connection> {
@@ -206,7 +213,12 @@ fn connect(context: &Context, args: &Args, replication: bool) -> Result<Conn> {
         application_name: "seawall".to_string(),
         statement_timeout: None,
     };
-    Conn::connect(&info, &options, &context.stop)
+    Conn::connect(&info, &options, &context.stop).map_err(|e| match e.full_detail() {
+        Some(detail) if e.kind() == Kind::Denied && detail.contains("walsender") => {
+            e.hint("The role needs REPLICATION: ALTER ROLE role REPLICATION.")
+        }
+        _ => e,
+    })
 }
 
 fn report(taken: &Taken) -> Result<()> {
