@@ -8,6 +8,7 @@
 
 pub mod expected;
 pub mod fetch;
+pub mod history;
 pub mod manifest;
 pub mod offline;
 pub mod owner;

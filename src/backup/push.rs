@@ -10,7 +10,7 @@ use super::pages::{Finished, PageRules, Source};
 use super::plan::{self, Plan};
 use super::progress::Progress;
 use super::scan::{Found, Scan};
-use super::{file_mode, now, server, spec};
+use super::{file_mode, history, now, server, spec};
 use crate::archive::Archive;
 use crate::archive::identity::Identity;
 use crate::archive::keys::BackupId;
@@ -188,6 +188,7 @@ impl Job<'_> {
         server: &server::Server,
         facts: &Facts,
     ) -> Result<Taken> {
+        self.archive_history(facts, history::in_directory(data, facts.timeline)?)?;
         let scan = Scan::new(data, server.version_directory())?;
         let spec = spec::of(data, &scan.tablespaces)?;
         let rules = self.checks_pages(server.data_checksums, &server::control_file(data)?);
@@ -240,6 +241,7 @@ impl Job<'_> {
         stop: Lsn,
         facts: &Facts,
     ) -> Result<Taken> {
+        self.archive_history(facts, history::in_directory(data, facts.timeline)?)?;
         let scan = Scan::new(
             data,
             format!("PG_{}_{}", control.major, control.catalog_version),

@@ -6,7 +6,7 @@ use super::pack::{BAD_PAGES_NAMED, Packing};
 use super::plan::{Plan, Submit};
 use super::push::{Facts, Job, Stored, Taken, finished_parts};
 use super::scan::Tablespace;
-use super::spec;
+use super::{history, spec};
 use crate::archive::identity::Identity;
 use crate::archive::keys::BackupId;
 use crate::archive::object::ObjectWriter;
@@ -42,6 +42,7 @@ impl Job<'_> {
     pub fn remote(&self, conn: &mut Conn) -> Result<Taken> {
         let system = conn.identify_system()?;
         let version = conn.server_version();
+        let history = history::of_server(conn, system.timeline)?;
         let segment_size = parse_size(&conn.show("wal_segment_size")?)?;
         let mode = conn.show("data_directory_mode")?;
         let mode = u32::from_str_radix(mode.trim(), 8).unwrap_or(0o700);
@@ -88,6 +89,7 @@ impl Job<'_> {
             start_time,
         };
         self.owned(&facts, |job| {
+            job.archive_history(&facts, history)?;
             let mut stream = Stream {
                 backup,
                 mode,

@@ -45,6 +45,12 @@ impl Conn {
         })
     }
 
+    /// The text of a timeline's history file, as it is in the server's pg_wal; in a replication session.
+    pub fn timeline_history(&mut self, timeline: TimelineId) -> Result<String> {
+        let rows = self.query(&format!("TIMELINE_HISTORY {}", timeline.0))?;
+        rows.need(0, "content").map(str::to_string)
+    }
+
     /// A setting of the server, in either kind of session.
     pub fn show(&mut self, name: &str) -> Result<String> {
         let known = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';

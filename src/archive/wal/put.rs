@@ -3,12 +3,12 @@
 use super::check::{Expect, Inspector};
 use crate::archive::object::ObjectWriter;
 use crate::archive::{Archive, keys};
-use crate::codec::digest::{Sha256, hex};
+use crate::codec::digest::{Sha256, hex, sha256};
 use crate::codec::{self, Method};
 use crate::disk::{self, File};
 use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
-use crate::pg::WalName;
+use crate::pg::{TimelineId, WalName};
 use crate::store::Key;
 use crate::work::crew;
 use crate::work::stop::Stop;
@@ -74,6 +74,27 @@ impl Archive {
         }
     }
 
+    /// Archives the text of a timeline's history file, as `put_wal` does with the file itself.
+    pub fn put_history(&self, timeline: TimelineId, text: &[u8]) -> Result<Put> {
+        let name = WalName::History(timeline);
+        let ours = sha256(text);
+        if let Some(existing) = self.find_wal(name)? {
+            return self.compare_digest(name, &existing, ours);
+        }
+        let key = keys::wal(&name.to_string(), Some(self.compression.method));
+        let mut writer = ObjectWriter::new(&*self.store, key.clone(), self.compression)?;
+        let sent = writer
+            .write_all(text)
+            .map_err(|e| from_io("could not send the object", e))
+            .and_then(|()| writer.finish());
+        match sent {
+            Err(e) if e.kind() == Kind::Exists => self.compare_digest(name, &key, ours),
+            other => other
+                .map(|object| Put::Stored(object.stored_bytes))
+                .map_err(|e| e.context(format!("could not archive {name}"))),
+        }
+    }
+
     /// The object that holds `name`, under whatever codec. One LIST tells more than a HEAD, and tells it on
     /// stores that ignore `If-None-Match` too.
     fn find_wal(&self, name: WalName) -> Result<Option<Key>> {
@@ -110,14 +131,17 @@ impl Archive {
 
     /// Same bytes: success, after what is there was made durable. Other bytes: refused with both digests.
     fn compare(&self, name: WalName, existing: &Key, file: &File, size: u64) -> Result<Put> {
-        let (_, method) = keys::parse_wal(existing).expect("listed or made by us");
-        let theirs = self.digest_object(existing, method)?;
         let mut ours = Sha256::new();
         copy_exactly(file, size, &mut |bytes| {
             ours.update(bytes);
             Ok(())
         })?;
-        let ours = ours.finish();
+        self.compare_digest(name, existing, ours.finish())
+    }
+
+    fn compare_digest(&self, name: WalName, existing: &Key, ours: [u8; 32]) -> Result<Put> {
+        let (_, method) = keys::parse_wal(existing).expect("listed or made by us");
+        let theirs = self.digest_object(existing, method)?;
         if theirs == ours {
             self.store.settle(existing)?;
             return Ok(Put::AlreadyThere);

@@ -1,0 +1,789 @@
+//! backup-push: what it stores, what it refuses, and that a backup which failed leaves nothing behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::archive::{self, Archive, lsn, segments_of, sha256, unzstd};
+use crate::support::cluster::{Cluster, Stop};
+use crate::support::seawall::Seawall;
+use crate::support::{Scratch, give_to_postgres, run, wait_for};
+
+const MODES: [&str; 2] = ["local", "remote"];
+
+/// `backup-push` of a server, with PGDATA or without.
+fn push(archive: &Archive, cluster: &Cluster, mode: &str) -> Seawall {
+    let push = archive.seawall_for(cluster).arg("backup-push");
+    if mode == "local" {
+        push.arg(cluster.data())
+    } else {
+        push
+    }
+}
+
+/// Nothing of a backup is in the archive.
+#[track_caller]
+fn assert_no_trace(archive: &Archive) {
+    assert_eq!(archive.keys("basebackups_005/"), [""; 0]);
+}
+
+/// A copy of a data directory that nobody writes to.
+fn copy_directory(scratch: &Scratch, from: &Path, name: &str) -> PathBuf {
+    let to = scratch.join(name);
+    run(Command::new("cp").arg("--archive").arg(from).arg(&to));
+    to
+}
+
+#[test]
+fn matrix_the_documents_of_a_backup_are_what_other_tools_expect() {
+    // Given a server with checksums and a tablespace,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive.builder("production").checksums(true).start();
+    let space = scratch.dir("space");
+    production.execute(&format!(
+        "create tablespace s location '{}'",
+        space.display()
+    ));
+    production.execute("create table t tablespace s as select generate_series(1, 1000) as n");
+    let oid = production.value("select oid from pg_tablespace where spcname = 's'");
+    let version: u64 = production
+        .value("show server_version_num")
+        .parse()
+        .expect("a number");
+    let system = production.value("select system_identifier from pg_control_system()");
+    let host = run(Command::new("uname").arg("-n")).trim().to_string();
+
+    for mode in MODES {
+        // when it is backed up,
+        let before = production
+            .value("select to_char(now() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+        push(&archive, &production, mode)
+            .args(["--label", "nightly ü"])
+            .run()
+            .ok();
+        let after = production
+            .value("select to_char(now() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+        let name = archive.latest();
+
+        // then the sentinel has WAL-E's keys, ours, and no others;
+        let sentinel = archive.sentinel(&name);
+        let ours = &sentinel["seawall"];
+        let parts = parts_of(&archive, &sentinel);
+        let file_bytes: u64 = parts.iter().map(|part| part.file_bytes).sum();
+        let raw_manifest = unzstd(
+            &archive
+                .get(ours["manifest"]["key"].as_str().expect("a key"))
+                .expect("the manifest"),
+        );
+        let manifest: Value = serde_json::from_slice(&raw_manifest).expect("JSON");
+        let manifest_bytes: u64 = manifest["Files"]
+            .as_array()
+            .expect("files")
+            .iter()
+            .map(|f| f["Size"].as_u64().expect("a size"))
+            .sum();
+        let (start, stop) = (lsn(&ours["start_lsn"]), lsn(&ours["stop_lsn"]));
+        assert!(start < stop);
+        assert_eq!(
+            keys_of(&sentinel),
+            keys(
+                "FilesMetadataDisabled expanded_size_bytes seawall spec wal_segment_backup_stop wal_segment_offset_backup_stop"
+            )
+        );
+        assert_eq!(sentinel["FilesMetadataDisabled"], true);
+        assert_eq!(sentinel["expanded_size_bytes"], file_bytes);
+        // the remote stream's backup_label and tablespace links are not in the server's own manifest
+        assert!(
+            file_bytes >= manifest_bytes && file_bytes < manifest_bytes + 4096,
+            "{file_bytes} {manifest_bytes}"
+        );
+        assert_eq!(
+            sentinel["wal_segment_backup_stop"],
+            *segments_of(&sentinel).last().expect("a segment")
+        );
+        assert_eq!(
+            sentinel["wal_segment_offset_backup_stop"],
+            format!("{:08}", stop % (1 << 20))
+        );
+        assert_eq!(
+            sentinel["spec"],
+            json!({
+                "base_prefix": production.data().to_str(),
+                "tablespaces": [oid],
+                &oid: {"loc": space.to_str(), "link": format!("pg_tblspc/{oid}")},
+            })
+        );
+        assert_eq!(
+            keys_of(ours),
+            keys(
+                "format finish_time host label manifest mode page_checksums parts segment_size server_version start_lsn start_time \
+             stop_lsn system_identifier timeline tool_version"
+            )
+        );
+        assert_eq!(ours["format"], 1);
+        assert_eq!(ours["tool_version"], env!("CARGO_PKG_VERSION"));
+        assert_eq!(ours["system_identifier"], system, "a string");
+        assert_eq!(ours["server_version"], version);
+        assert_eq!(ours["segment_size"], 1 << 20);
+        assert_eq!(ours["timeline"], 1);
+        assert_eq!(ours["host"], host);
+        assert_eq!(ours["mode"], mode);
+        assert_eq!(ours["label"], "nightly ü");
+        assert_eq!(
+            ours["page_checksums"],
+            json!({"checked": true, "bad_pages": 0, "first_bad": []})
+        );
+        let (began, finished) = (
+            ours["start_time"].as_str().expect("text"),
+            ours["finish_time"].as_str().expect("text"),
+        );
+        assert!(
+            *before <= *began && began < finished && *finished <= *after,
+            "{before} {began} {finished} {after}"
+        );
+        assert_eq!(began.len(), "2026-11-21T03:40:00.000000Z".len());
+
+        // its name is the start segment and the offset in it, in decimal digits;
+        let segment = segments_of(&sentinel).remove(0);
+        assert_eq!(name, format!("base_{segment}_{:08}", start % (1 << 20)));
+
+        // metadata.json has numbers where WAL-G reads numbers;
+        let stored: u64 = ours["parts"]
+            .as_array()
+            .expect("parts")
+            .iter()
+            .map(|part| part["stored_bytes"].as_u64().expect("a number"))
+            .sum();
+        let metadata = archive.json(&format!("basebackups_005/{name}/metadata.json"));
+        assert_eq!(
+            metadata,
+            json!({
+                "start_time": began, "finish_time": finished, "date_fmt": "%Y-%m-%dT%H:%M:%S.%fZ", "hostname": host,
+                "data_dir": production.data().to_str(), "pg_version": version, "start_lsn": start, "finish_lsn": stop,
+                "is_permanent": false, "system_identifier": system.parse::<u64>().expect("a number"),
+                "uncompressed_size": file_bytes, "compressed_size": stored, "user_data": null,
+            })
+        );
+
+        // and there is nothing else: the parts in order, the manifest, the documents, the owner.
+        let directory = format!("basebackups_005/{name}/");
+        let mut expected = vec![
+            "backup_manifest.zst".to_string(),
+            "extended_version.txt".into(),
+            "metadata.json".into(),
+            "owner.json".into(),
+        ];
+        expected.extend((0..parts.len()).map(|n| format!("tar_partitions/part_{n:08}.tar.zst")));
+        let found: Vec<String> = archive
+            .keys(&directory)
+            .iter()
+            .map(|key| key[directory.len()..].to_string())
+            .collect();
+        assert_eq!(found, expected);
+        let owner = archive.json(&format!("{directory}owner.json"));
+        assert_eq!(owner["host"], host);
+        assert!(
+            owner["pid"].is_u64() && owner["id"].as_str().is_some_and(|id| id.len() == 32),
+            "{owner}"
+        );
+        let told = archive
+            .get(&format!("{directory}extended_version.txt"))
+            .expect("the version");
+        assert!(String::from_utf8_lossy(&told).starts_with("PostgreSQL "));
+    }
+    // seawall.json names the cluster.
+    let identity = archive.json("seawall.json");
+    assert_eq!(identity["system_identifier"], system, "a string");
+    assert_eq!(identity["segment_size"], 1 << 20);
+    assert_eq!(identity["postgresql"], u64::from(production.major()));
+}
+
+/// What tar(1) says of a part.
+struct Part {
+    file_bytes: u64,
+}
+
+/// Looks at every object that a sentinel names, with sha256sum, zstd and tar.
+fn parts_of(archive: &Archive, sentinel: &Value) -> Vec<Part> {
+    let ours = &sentinel["seawall"];
+    let objects = ours["parts"].as_array().expect("parts");
+    for object in objects.iter().chain([&ours["manifest"]]) {
+        let bytes = archive
+            .get(object["key"].as_str().expect("a key"))
+            .expect("the object");
+        assert_eq!(
+            keys_of(object),
+            keys("codec key key_id raw_bytes sha256 stored_bytes")
+        );
+        assert_eq!(object["stored_bytes"], bytes.len());
+        assert_eq!(object["raw_bytes"], unzstd(&bytes).len());
+        assert_eq!(object["sha256"], sha256(&bytes));
+        assert_eq!(object["codec"], "zstd");
+        assert_eq!(object["key_id"], Value::Null);
+    }
+    let part = |(number, object): (usize, &Value)| {
+        let bytes = unzstd(
+            &archive
+                .get(object["key"].as_str().expect("a key"))
+                .expect("the object"),
+        );
+        let listing = archive::tar_list(&bytes);
+        let lines: Vec<&str> = listing.lines().collect();
+        assert!(
+            lines.iter().all(|line| line.starts_with(['d', '-'])),
+            "files and directories only: {listing}"
+        );
+        if number == 0 {
+            assert!(
+                lines[0].starts_with("drwx------") && lines[0].ends_with(" ./"),
+                "{}",
+                lines[0]
+            );
+        }
+        let unwanted = [
+            "tablespace_map",
+            "postmaster.pid",
+            "postmaster.opts",
+            " recovery.signal",
+            " standby.signal",
+            "pg_internal.init",
+        ];
+        for word in unwanted {
+            assert!(!listing.contains(word), "{word}: {listing}");
+        }
+        assert_eq!(
+            listing.contains(" pg_wal/0"),
+            ours["mode"] == "offline",
+            "{listing}"
+        );
+        let size = |line: &&str| {
+            line.split_whitespace()
+                .nth(2)
+                .and_then(|size| size.parse::<u64>().ok())
+                .expect("a size")
+        };
+        Part {
+            file_bytes: lines
+                .iter()
+                .filter(|line| line.starts_with('-'))
+                .map(size)
+                .sum(),
+        }
+    };
+    objects.iter().enumerate().map(part).collect()
+}
+
+fn keys_of(object: &Value) -> BTreeSet<&str> {
+    object
+        .as_object()
+        .expect("an object")
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+fn keys(words: &str) -> BTreeSet<&str> {
+    words.split_whitespace().collect()
+}
+
+#[test]
+fn a_role_with_replication_and_execute_is_enough() {
+    // Given a role that may do these two things and has a password,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive
+        .builder("production")
+        .auth_host("scram-sha-256")
+        .start();
+    production.execute(
+        "create role keeper login replication password 'swordfish';
+         grant execute on function pg_backup_start, pg_backup_stop to keeper;
+         create role replicator login replication password 'swordfish';
+         create role nobody login password 'swordfish'",
+    );
+    let hba = fs::read_to_string(production.data().join("pg_hba.conf")).expect("pg_hba.conf");
+    assert!(hba.contains("replication"), "initdb lets replication in");
+    let by = |role: &str, password: &str, mode: &str| {
+        let port = production.port().to_string();
+        push(&archive, &production, mode)
+            .env("PGPASSWORD", password)
+            .args(["--host", "127.0.0.1", "--port", &port, "--username", role])
+            .run()
+            .without(&["swordfish", "wrong-password"])
+    };
+
+    // when it takes backups, then they are complete;
+    for mode in MODES {
+        by("keeper", "swordfish", mode).ok();
+    }
+    assert_eq!(archive.backups().len(), 2);
+
+    // and others are told what they lack.
+    by("keeper", "wrong-password", "local").expect(7, &["password authentication failed"]);
+    by("keeper", "wrong-password", "remote").expect(7, &["password authentication failed"]);
+    by("replicator", "swordfish", "local").expect(
+        7,
+        &[
+            "Permission denied for function pg_backup_start",
+            "GRANT EXECUTE",
+        ],
+    );
+    by("nobody", "swordfish", "remote").expect(7, &["replication", "REPLICATION"]);
+    assert_eq!(archive.backups().len(), 2);
+}
+
+#[test]
+fn a_standby_is_refused_as_the_source() {
+    // Given a standby with a tablespace,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive.builder("production").start();
+    let space = scratch.dir("space");
+    production.execute(&format!(
+        "create tablespace s location '{}'",
+        space.display()
+    ));
+    production.execute("create table t tablespace s as select generate_series(1, 1000) as n");
+    let data = scratch.join("standby");
+    run(production
+        .tool("pg_basebackup")
+        .args(["--checkpoint=fast", "--write-recovery-conf", "--pgdata"])
+        .arg(&data)
+        .arg(format!(
+            "--tablespace-mapping={}={}",
+            space.display(),
+            scratch.join("space2").display()
+        )));
+    let mut standby = Cluster::builder(&scratch, "standby").on(data);
+    standby.start();
+
+    // when a backup of it is asked for, then it is refused before anything is stored.
+    for mode in MODES {
+        let refused = push(&archive, &standby, mode)
+            .run()
+            .expect(3, &["the server is a standby", "Connect to the primary"]);
+        assert!(!refused.stderr.contains("starts at"), "{refused:?}");
+        assert_no_trace(&archive);
+    }
+}
+
+#[test]
+fn the_directory_of_another_server_is_refused() {
+    // Given two servers with one system identifier, and a third,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = archive.builder("production").start();
+    production.stop(Stop::Fast);
+    let clone_data = copy_directory(&scratch, production.data(), "clone");
+    production.start();
+    // The start is told in seconds: a clone must have another one.
+    let age = "select extract(epoch from clock_timestamp() - pg_postmaster_start_time())::int";
+    wait_for(Duration::from_secs(30), "two seconds", || {
+        production.number(age) > 2
+    });
+    let mut clone = Cluster::builder(&scratch, "clone").on(&clone_data);
+    clone.start();
+    let stranger = Cluster::builder(&scratch, "stranger").create();
+    let local = |data: &Path| {
+        archive
+            .seawall_for(&production)
+            .arg("backup-push")
+            .arg(data)
+            .run()
+    };
+    let not_ours = "is not the data directory of the connected server";
+
+    // when one is connected to and the directory of another is given, then that is refused;
+    local(clone.data()).expect(5, &[not_ours, "seconds since 1970", "PGPORT"]);
+    local(stranger.data()).expect(5, &[not_ours, "system identifier"]);
+    clone.stop(Stop::Fast);
+    local(clone.data()).expect(5, &[not_ours, "No server runs in the directory"]);
+    local(&scratch.dir("empty")).expect(9, &["is not a data directory that can be read"]);
+    assert_no_trace(&archive);
+
+    // and so is an archive of another cluster, with both identifiers.
+    push(&archive, &production, "local").run().ok();
+    let mut stranger = stranger;
+    stranger.start();
+    let system =
+        |cluster: &Cluster| cluster.value("select system_identifier from pg_control_system()");
+    let both = [system(&production), system(&stranger)];
+    for mode in MODES {
+        push(&archive, &stranger, mode)
+            .run()
+            .expect(5, &[&both[0], &both[1]]);
+    }
+    assert_eq!(archive.backups().len(), 1);
+}
+
+#[test]
+fn a_backup_whose_wal_does_not_arrive_is_taken_back() {
+    // Given a server whose archive_command fails,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = Cluster::builder(&scratch, "production")
+        .archive_command("echo no space left >&2; exit 1")
+        .start();
+    production.switch_wal();
+    wait_for(Duration::from_secs(30), "a failure of the archiver", || {
+        production.number("select failed_count from pg_stat_archiver") > 0
+    });
+
+    // when it is backed up, then the backup is given up in time and leaves nothing.
+    let local = push(&archive, &production, "local")
+        .args(["--wal-timeout", "300ms"])
+        .run();
+    let last_failed = production.value("select last_failed_wal from pg_stat_archiver");
+    local.expect(
+        8,
+        &[
+            "was not archived within",
+            "The server's archiver failed with",
+            &last_failed,
+            "archive_command",
+            "--wal-timeout",
+        ],
+    );
+    assert_no_trace(&archive);
+    let remote = push(&archive, &production, "remote")
+        .args(["--wal-timeout", "300ms"])
+        .run();
+    remote.expect(8, &["was not archived within", "archive_command"]);
+    assert_no_trace(&archive);
+    assert_eq!(archive.backups(), [""; 0]);
+}
+
+#[test]
+fn damaged_pages_are_found_and_the_backup_is_complete() {
+    // Given a server with checksums and two damaged pages,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = archive.builder("production").checksums(true).start();
+    production
+        .execute("create table t as select n, repeat('x', 500) from generate_series(1, 2000) n");
+    production.execute("checkpoint");
+    let relation = production.value("select pg_relation_filepath('t')");
+    production.stop(Stop::Fast);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .open(production.data().join(&relation))
+        .expect("the relation");
+    for block in [3u64, 100] {
+        file.seek(SeekFrom::Start(block * 8192 + 5000))
+            .expect("seek");
+        file.write_all(b"damage").expect("write");
+    }
+    drop(file);
+    production.start();
+
+    for mode in MODES {
+        // when it is backed up, then the backup is complete and the exit code tells of the pages;
+        let outcome = push(&archive, &production, mode).run();
+        outcome.expect(
+            13,
+            &["2 pages have wrong checksums", &relation, "is complete"],
+        );
+        let sentinel = archive.sentinel(&archive.latest());
+        assert_eq!(sentinel["seawall"]["mode"], mode);
+        let found = &sentinel["seawall"]["page_checksums"];
+        assert_eq!(found["checked"], true, "{found}");
+        assert_eq!(found["bad_pages"], 2, "{found}");
+        assert!(
+            found["first_bad"].to_string().contains(&relation),
+            "{found}"
+        );
+        if mode == "local" {
+            assert_eq!(
+                found["first_bad"],
+                json!([
+                    format!("{relation}, block 3"),
+                    format!("{relation}, block 100")
+                ])
+            );
+        }
+
+        // and nobody looks when told not to.
+        push(&archive, &production, mode)
+            .arg("--no-verify-checksums")
+            .run()
+            .ok();
+        let sentinel = archive.sentinel(&archive.latest());
+        let unchecked = json!({"checked": false, "bad_pages": 0, "first_bad": []});
+        assert_eq!(sentinel["seawall"]["page_checksums"], unchecked);
+    }
+    assert_eq!(archive.backups().len(), 4);
+}
+
+#[test]
+fn pages_of_a_cluster_without_checksums_count_as_unchecked() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive.builder("production").checksums(false).start();
+    for mode in MODES {
+        push(&archive, &production, mode).run().ok();
+        let sentinel = archive.sentinel(&archive.latest());
+        assert_eq!(
+            sentinel["seawall"]["page_checksums"]["checked"], false,
+            "{mode}"
+        );
+    }
+}
+
+#[test]
+fn a_server_that_is_shut_down_is_backed_up_with_its_wal() {
+    // Given a server that was shut down cleanly, with a tablespace,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = Cluster::builder(&scratch, "production")
+        .checksums(true)
+        .start();
+    let space = scratch.dir("space");
+    production.execute(&format!(
+        "create tablespace s location '{}'",
+        space.display()
+    ));
+    production.execute("create table t tablespace s as select generate_series(1, 1000) as n");
+    let offline = |cluster: &Cluster| {
+        archive
+            .seawall()
+            .args(["backup-push", "--while-offline"])
+            .arg(cluster.data())
+    };
+    offline(&production)
+        .run()
+        .expect(3, &["belongs to a running server"]);
+    production.stop(Stop::Fast);
+
+    // when it is backed up, twice,
+    offline(&production)
+        .args(["--label", "moving house"])
+        .run()
+        .ok();
+    let backup = archive.latest();
+    let again = offline(&production).run();
+
+    // then the second is told of the first, which starts without any archive;
+    again.expect(1, &[&backup, "complete already", "not touched"]);
+    let sentinel = archive.sentinel(&backup);
+    assert_eq!(sentinel["seawall"]["mode"], "offline");
+    assert_eq!(
+        sentinel["seawall"]["page_checksums"],
+        json!({"checked": true, "bad_pages": 0, "first_bad": []})
+    );
+    assert_eq!(archive.keys("wal_005/"), [""; 0]);
+    let data = scratch.join("copy");
+    let mapping = format!("{}={}", space.display(), scratch.join("space2").display());
+    archive
+        .seawall()
+        .arg("backup-fetch")
+        .arg(&data)
+        .args(["LATEST", "--tablespace-mapping", &mapping])
+        .run()
+        .ok();
+    run(crate::support::cluster::pg_tool("pg_verifybackup").arg(&data));
+    let mut copy = Cluster::builder(&scratch, "copy").on(data);
+    copy.start();
+    assert_eq!(copy.number("select count(*) from t"), 1000);
+    archive::amcheck(&copy);
+
+    // and a server that crashed is refused.
+    production.start();
+    production.kill9();
+    offline(&production).run().expect(3, &["running server"]);
+    fs::remove_file(production.data().join("postmaster.pid"))
+        .expect("the pid file of the dead server");
+    offline(&production)
+        .run()
+        .expect(3, &["was not shut down cleanly"]);
+    assert_eq!(archive.backups(), [backup]);
+}
+
+#[test]
+fn a_living_owner_is_not_disturbed() {
+    // Given a slow backup of a server that is shut down, whose backups have all one name,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = Cluster::builder(&scratch, "production").start();
+    production.stop(Stop::Fast);
+    let offline = || {
+        archive
+            .seawall()
+            .args(["backup-push", "--while-offline"])
+            .arg(production.data())
+    };
+    let first = offline().args(["--rate-limit", "12M"]).spawn();
+    wait_for(Duration::from_secs(30), "the first owner", || {
+        !archive.keys("basebackups_005/").is_empty()
+    });
+
+    // when another begins, then it is refused by name, and the first becomes complete.
+    offline().run().expect(
+        4,
+        &[
+            "is being taken by another process",
+            &format!("Process {}", first.pid()),
+        ],
+    );
+    first.wait(Duration::from_secs(60)).ok();
+    let sentinel = archive.sentinel(&archive.latest());
+    assert!(!parts_of(&archive, &sentinel).is_empty());
+}
+
+#[test]
+fn two_backups_at_the_same_moment_are_both_whole() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive.builder("production").start();
+    for modes in [
+        ["local", "local"],
+        ["local", "remote"],
+        ["remote", "remote"],
+    ] {
+        // Given a server, when two backups of it begin at the same moment,
+        let before = archive.backups().len();
+        let both = modes.map(|mode| push(&archive, &production, mode).spawn());
+        for running in both {
+            running.wait(Duration::from_secs(60)).ok();
+        }
+
+        // then both are whole.
+        let backups = archive.backups();
+        assert_eq!(backups.len(), before + 2);
+        for backup in &backups[before..] {
+            let sentinel = archive.sentinel(backup);
+            assert!(!parts_of(&archive, &sentinel).is_empty());
+            archive.fetch_wal_of(backup);
+        }
+    }
+}
+
+#[test]
+fn the_rate_is_limited_in_both_modes() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive.builder("production").start();
+    for mode in MODES {
+        // When a backup may read so much in a second, half of what there is,
+        push(&archive, &production, mode).run().ok();
+        let bytes = archive.sentinel(&archive.latest())["expanded_size_bytes"]
+            .as_u64()
+            .expect("a number");
+        let outcome = push(&archive, &production, mode)
+            .args(["--cluster-read-rate-limit", &(bytes / 2).to_string()])
+            .run()
+            .ok();
+
+        // then it takes two seconds; the first may be a burst.
+        assert!(
+            outcome.wall >= Duration::from_millis(900),
+            "{mode}: {bytes} bytes in {:?}",
+            outcome.wall
+        );
+    }
+}
+
+#[test]
+fn names_of_any_length_are_backed_up_from_files_and_refused_by_the_stream() {
+    // Given a file in PGDATA whose name is longer than the server's own tar knows,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive.builder("production").start();
+    let long = "n".repeat(120);
+    let path = production.data().join(&long);
+    fs::write(&path, "long").expect("a file");
+    give_to_postgres(&path, 0o600);
+
+    // when it is backed up, then files are read whatever they are called, and the server's refusal is explained.
+    push(&archive, &production, "local").run().ok();
+    let backup = archive.latest();
+    push(&archive, &production, "remote")
+        .run()
+        .expect(1, &["file name too long for tar format", &long, "PGDATA"]);
+    assert_eq!(archive.backups(), [backup.clone()]);
+    assert_eq!(
+        archive
+            .keys("basebackups_005/")
+            .iter()
+            .filter(|key| !key.contains(&backup))
+            .count(),
+        0
+    );
+    let data = scratch.join("copy");
+    archive
+        .seawall()
+        .arg("backup-fetch")
+        .arg(&data)
+        .arg(&backup)
+        .run()
+        .ok();
+    assert_eq!(
+        fs::read_to_string(data.join(&long)).expect("the file"),
+        "long"
+    );
+}
+
+#[test]
+fn a_relative_pgdata_is_stored_as_the_absolute_one() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive.builder("production").start();
+    let push = archive
+        .seawall_for(&production)
+        .cwd(scratch.path())
+        .args(["backup-push", "./production/"]);
+    push.run().ok();
+    let sentinel = archive.sentinel(&archive.latest());
+    assert_eq!(
+        sentinel["spec"]["base_prefix"],
+        json!(production.data().to_str())
+    );
+}
+
+#[test]
+fn group_access_is_kept() {
+    // Given a cluster whose group may read it,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive
+        .builder("production")
+        .initdb_arg("--allow-group-access")
+        .start();
+    for mode in MODES {
+        // when it goes there and back,
+        push(&archive, &production, mode).run().ok();
+        let data = scratch.join(format!("copy-{mode}"));
+        archive
+            .seawall()
+            .arg("backup-fetch")
+            .arg(&data)
+            .args(["LATEST", "--recovery"])
+            .run()
+            .ok();
+
+        // then the group may read the copy too, all of it.
+        let closed = run(Command::new("find")
+            .arg(&data)
+            .args(["!", "-perm", "-g=r", "-printf", "%M %P\n"]));
+        assert_eq!(closed, "", "{mode}");
+    }
+}
+
+#[test]
+fn a_backup_without_a_server_says_so() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = archive.builder("production").start();
+    production.stop(Stop::Fast);
+    for mode in MODES {
+        push(&archive, &production, mode)
+            .run()
+            .expect(8, &["could not connect", &production.port().to_string()]);
+    }
+    assert_no_trace(&archive);
+}
