@@ -58,6 +58,8 @@ impl Target {
 
     /// Refuses directories in use or not empty.
     pub fn refuse_used(&self) -> Result<()> {
+        self.refuse_nested()?;
+        refuse_other_than_directory(&self.data)?;
         if disk::lstat(&self.data.join("postmaster.pid"))?.is_some() {
             return Err(Error::new(Kind::Refused, format!("\"{}\" belongs to a running server", self.data.display()))
                 .detail("It has a postmaster.pid.")
@@ -71,6 +73,25 @@ impl Target {
             .into_iter()
             .chain(self.tablespaces.values())
             .chain(&self.waldir)
+    }
+
+    /// Directories inside each other would mix their files, or hide one behind a link of ours.
+    fn refuse_nested(&self) -> Result<()> {
+        let roots: Vec<&PathBuf> = self.roots().collect();
+        for (n, root) in roots.iter().enumerate() {
+            let others = roots.iter().enumerate().filter(|(other, _)| *other != n);
+            for (_, outer) in others {
+                if root.starts_with(outer) {
+                    return Err(Error::new(
+                        Kind::Usage,
+                        format!("\"{}\" lies inside \"{}\"", root.display(), outer.display()),
+                    )
+                    .detail("PGDATA, --waldir and the places of tablespaces must be apart.")
+                    .hint("Send a tablespace elsewhere with --tablespace-mapping OLD=NEW."));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes the directories that everything goes into.
@@ -273,12 +294,20 @@ pub fn file_mode_in(data: &Path) -> Result<u32> {
     ))
 }
 
+fn refuse_other_than_directory(root: &Path) -> Result<()> {
+    match disk::stat(root)? {
+        Some(stat) if stat.kind != FileKind::Directory => Err(Error::new(
+            Kind::Refused,
+            format!("\"{}\" is not a directory", root.display()),
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn refuse_filled(root: &Path) -> Result<()> {
+    refuse_other_than_directory(root)?;
     match disk::stat(root)? {
         None => Ok(()),
-        Some(stat) if stat.kind != FileKind::Directory => {
-            Err(Error::new(Kind::Refused, format!("\"{}\" is not a directory", root.display())))
-        }
         Some(_) if tree::is_empty_dir(root)? => Ok(()),
         Some(_) => Err(Error::new(Kind::Refused, format!("directory \"{}\" is not empty", root.display()))
             .detail("A restore never mixes with files that are there.")

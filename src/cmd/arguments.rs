@@ -7,7 +7,7 @@ use crate::config::{Given, SETTINGS, find};
 use crate::error::{Error, Kind, Result};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// An option that gives the setting `key`. Its help, unless the verb has a better one, is the table's.
@@ -58,6 +58,13 @@ pub fn path(matches: &ArgMatches, id: &str) -> PathBuf {
 /// A path that may be missing.
 pub fn optional_path(matches: &ArgMatches, id: &str) -> Option<PathBuf> {
     matches.get_one::<PathBuf>(id).cloned()
+}
+
+/// The path seen from the root, without `.` and a slash at the end: as it will be stored, shown and compared.
+pub fn absolute_path(path: &Path) -> Result<PathBuf> {
+    let absolute =
+        std::path::absolute(path).map_err(|e| Error::io("the path cannot be made absolute", e))?;
+    Ok(absolute.components().collect())
 }
 
 /// A value that its type reads; `Kind::Usage` names the option.

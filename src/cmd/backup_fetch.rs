@@ -1,6 +1,6 @@
 //! `backup-fetch PGDATA NAME|LATEST`: a restored data directory, and what recovery needs to go on from there.
 
-use super::arguments::{optional_path, parsed, path, setting_option, text, usage};
+use super::arguments::{absolute_path, optional_path, parsed, path, setting_option, text, usage};
 use super::output::{Progress, human_bytes};
 use super::{BASE_RETRY, Context};
 use crate::archive::sentinel::Spec;
@@ -216,7 +216,7 @@ fn target_options() -> [Arg; 8] {
 pub fn args(matches: &ArgMatches) -> Result<Args> {
     let mapping = matches.get_many::<String>("tablespace-mapping");
     Ok(Args {
-        pgdata: path(matches, "pgdata"),
+        pgdata: absolute_path(&path(matches, "pgdata"))?,
         name: text(matches, "name").unwrap_or_default(),
         tablespaces: Tablespaces {
             blind: matches.get_flag("blind-restore"),

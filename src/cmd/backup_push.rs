@@ -1,6 +1,6 @@
 //! `backup-push [PGDATA]`: a base backup, read from the data directory or streamed by the server.
 
-use super::arguments::{optional_path, setting_option, text, usage};
+use super::arguments::{absolute_path, optional_path, setting_option, text, usage};
 use super::output::{Progress, human_bytes};
 use super::{BASE_RETRY, Context};
 use crate::backup::push::{Job, Options, Taken};
@@ -126,20 +126,15 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
         ));
     }
     Ok(Args {
-        pgdata: optional_path(matches, "pgdata").map(absolute).transpose()?,
+        pgdata: optional_path(matches, "pgdata")
+            .map(|path| absolute_path(&path))
+            .transpose()?,
         offline: matches.get_flag("while-offline"),
         label,
         connection: connection(matches)?,
         verify_checksums: !matches.get_flag("no-verify-checksums"),
         wal_timeout,
     })
-}
-
-/// The directory as the sentinel will name it: absolute, without `.` and a slash at the end.
-fn absolute(path: PathBuf) -> Result<PathBuf> {
-    let absolute = std::path::absolute(&path)
-        .map_err(|e| Error::io("PGDATA: the path cannot be made absolute", e))?;
-    Ok(absolute.components().collect())
 }
 
 fn connection(matches: &ArgMatches) -> Result<Connection> {
