@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::archive::{self, Archive, lsn, segments_of, sha256, unzstd};
+use crate::support::archive::{self, Archive, lsn, segments_of, sha256, unzstd, zstd};
 use crate::support::cluster::{Cluster, Stop};
 use crate::support::seawall::Seawall;
 use crate::support::{Scratch, give_to_postgres, run, wait_for};
@@ -786,4 +786,56 @@ fn a_backup_without_a_server_says_so() {
             .expect(8, &["could not connect", &production.port().to_string()]);
     }
     assert_no_trace(&archive);
+}
+
+#[test]
+fn matrix_an_archive_begun_on_a_later_timeline_gets_its_history() {
+    // Given a server that was promoted before it archived anything,
+    let scratch = Scratch::new();
+    let mut production = Cluster::builder(&scratch, "production").create();
+    let signal = scratch.file("production/standby.signal", "");
+    production.start();
+    production.promote();
+    assert!(!signal.exists());
+    production.execute("create table t as select 1 as n");
+    production.configure("archive_mode", "on");
+    production.stop(Stop::Fast);
+    for mode in MODES {
+        // when it begins to archive, and is backed up,
+        let archive = Archive::directory(&scratch, &format!("archive-{mode}"));
+        production.configure("archive_command", &archive.archive_command());
+        production.start();
+        push(&archive, &production, mode).run().ok();
+        production.stop(Stop::Fast);
+
+        // then the history is archived, and recovery follows it.
+        let history = archive
+            .get("wal_005/00000002.history.zst")
+            .expect("the history");
+        let original =
+            fs::read(production.data().join("pg_wal/00000002.history")).expect("the original");
+        assert_eq!(unzstd(&history), original);
+        let data = scratch.join(format!("copy-{mode}"));
+        let fetch = archive.seawall().arg("backup-fetch").arg(&data);
+        fetch.args(["LATEST", "--recovery"]).run().ok();
+        let mut copy = Cluster::builder(&scratch, &format!("server-{mode}")).on(data);
+        copy.start();
+        copy.wait_recovered();
+        assert_eq!(copy.number("select count(*) from t"), 1);
+        drop(copy);
+
+        // An archive in which another timeline has that number is not mixed with this one.
+        archive.put(
+            "wal_005/00000002.history.zst",
+            &zstd(b"1\t0/1000000\tanother\n"),
+        );
+        production.start();
+        let refused = push(&archive, &production, mode).run();
+        refused.expect(
+            5,
+            &["does not fit the server's timeline", "00000002.history"],
+        );
+        assert_eq!(archive.backups().len(), 1);
+        production.stop(Stop::Fast);
+    }
 }

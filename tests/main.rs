@@ -9,8 +9,12 @@
 // Tests report to people.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod backup_fetch;
+mod backup_list;
+mod backup_push;
 mod cli;
 mod exit_codes;
+mod kill;
 mod manpages;
 mod round_trip;
 mod s3;

@@ -262,3 +262,12 @@ fn files_below(root: &Path, directory: &Path, found: &mut Vec<String>) {
         }
     }
 }
+
+/// What `tar --list --verbose` says of an archive in memory.
+pub fn tar_list(bytes: &[u8]) -> String {
+    let out = filter(
+        Command::new("tar").args(["--list", "--verbose", "--quoting-style=literal", "--file=-"]),
+        bytes,
+    );
+    String::from_utf8_lossy(&out).into_owned()
+}
