@@ -46,8 +46,7 @@ impl Job<'_> {
         let segment_size = parse_size(&conn.show("wal_segment_size")?)?;
         let mode = conn.show("data_directory_mode")?;
         let mode = u32::from_str_radix(mode.trim(), 8).unwrap_or(0o700);
-        // Before version 14 only the backup_label tells, which comes behind all tablespaces.
-        if version.major() >= 14 && conn.show("in_hot_standby")? == "on" {
+        if is_standby(conn)? {
             return Err(standby());
         }
         let checks_pages = self.options.verify_checksums && conn.show("data_checksums")? == "on";
@@ -328,13 +327,22 @@ impl Members {
     }
 }
 
-/// The first thing that the server sends says where it comes from.
+/// The label's word counts, whatever the settings said.
 fn refuse_standby(label: &[u8]) -> Result<()> {
     let label = BackupLabel::parse(&String::from_utf8_lossy(label))?;
     if !label.from_standby {
         return Ok(());
     }
     Err(standby())
+}
+
+/// A standby's transactions are read only whatever the default is; version 14 has a word for it.
+fn is_standby(conn: &mut Conn) -> Result<bool> {
+    if conn.server_version().major() >= 14 {
+        return Ok(conn.show("in_hot_standby")? == "on");
+    }
+    let by_default = conn.show("default_transaction_read_only")? == "on";
+    Ok(conn.show("transaction_read_only")? == "on" && !by_default)
 }
 
 fn standby() -> Error {

@@ -209,7 +209,8 @@ fn connect(context: &Context, args: &Args, replication: bool) -> Result<Conn> {
         statement_timeout: None,
     };
     Conn::connect(&info, &options, &context.stop).map_err(|e| match e.full_detail() {
-        Some(detail) if e.kind() == Kind::Denied && detail.contains("walsender") => {
+        // insufficient_privilege: the password was right
+        Some(detail) if replication && detail.contains("42501") => {
             e.hint("The role needs REPLICATION: ALTER ROLE role REPLICATION.")
         }
         _ => e,
