@@ -752,7 +752,7 @@ fn matrix_recovery_ends_at_the_target_that_was_asked_for() {
     let mut copy = recover("xid", &["--target-xid", &xid]);
     copy.start();
     wait_for(Duration::from_secs(30), "a pause", || {
-        copy.value("select pg_get_wal_replay_pause_state()") == "paused"
+        copy.value("select pg_is_wal_replay_paused()::text") == "true"
     });
     assert_eq!(rows(&copy), 4);
     drop(copy);
