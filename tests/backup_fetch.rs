@@ -498,6 +498,21 @@ fn damage_of_every_kind_is_named_and_leaves_nothing_that_starts() {
     fs::remove_dir_all(&data).expect("the copy");
     archive.put(&part, &whole);
 
+    // A sentinel that has another digest of an object: nobody knows which of the two is wrong.
+    let mut doubtful: Value = serde_json::from_slice(&sentinel).expect("JSON");
+    doubtful["seawall"]["parts"][0]["sha256"] = json!(sha256(b"another"));
+    archive.put(&sentinel_key(&backup), doubtful.to_string().as_bytes());
+    let fetch = archive
+        .seawall()
+        .arg("backup-fetch")
+        .arg(&data)
+        .arg(&backup);
+    fetch
+        .run()
+        .expect(6, &[&part, "is not the one that was stored"]);
+    assert_cannot_start(&scratch, &data);
+    fs::remove_dir_all(&data).expect("the copy");
+
     // A sentinel that cannot be read, that is of a later format, of another tool, or is not there.
     let mut later: Value = serde_json::from_slice(&sentinel).expect("JSON");
     later["seawall"]["format"] = json!(99);

@@ -25,6 +25,8 @@ struct Production {
     cluster: Cluster,
     /// Where the tablespaces `eins` and `zwei` are.
     spaces: [PathBuf; 2],
+    /// The file of the unlogged table.
+    unlogged: PathBuf,
 }
 
 impl Production {
@@ -36,8 +38,14 @@ impl Production {
             .config("max_wal_size", "64MB")
             .start();
         let spaces = ["raum eins ü", "raum=zwei"].map(|name| scratch.dir(name));
-        let production = Production { cluster, spaces };
+        let mut production = Production {
+            cluster,
+            spaces,
+            unlogged: PathBuf::new(),
+        };
         production.furnish();
+        let unlogged = "select pg_relation_filepath('fluechtig')";
+        production.unlogged = production.cluster.value(unlogged).into();
         production
     }
 
@@ -272,6 +280,19 @@ fn restored(
         fs::symlink_metadata(data.join("pg_wal"))
             .expect("pg_wal")
             .is_dir()
+    );
+
+    let unlogged = data.join(&production.unlogged);
+    assert!(!unlogged.exists(), "rows of an unlogged table");
+    let init = PathBuf::from(format!("{}_init", unlogged.display()));
+    assert!(init.exists(), "an unlogged table is begun anew");
+    let temporary = Command::new("find")
+        .arg(&data)
+        .args(["-name", "t[0-9]*_[0-9]*"])
+        .output();
+    assert!(
+        temporary.expect("find").stdout.is_empty(),
+        "files of temporary tables"
     );
 
     let mut copy = Cluster::builder(scratch, &name).on(&data);
