@@ -9,10 +9,12 @@ use crate::disk::durable::{NewFile, Publish};
 use crate::error::{Error, Kind, Result};
 use crate::pg::WalName;
 use crate::work::stop::Stop;
+use crate::work::unless_stopped;
 use clap::{Arg, ArgMatches, Command};
 use std::io::{Seek, Write};
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -154,6 +156,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 
 fn fetch(context: &Context, args: &Args) -> Result<()> {
     let archive = context.archive(WAL_RETRY)?;
+    let location = archive.store.location();
     let near = match &args.dest {
         Dest::File(path) => path.as_path(),
         Dest::Stdout => Path::new(""),
@@ -167,52 +170,82 @@ fn fetch(context: &Context, args: &Args) -> Result<()> {
         OnHole::Abort => HolePolicy::Abort,
         OnHole::Absent => HolePolicy::Absent,
     };
+    let name = args.name;
+    let room = archive.state.directory().cloned();
+    let get = move |out: &mut dyn Write| archive.get_wal(name, out, expect, policy);
     let fetched = match &args.dest {
-        Dest::File(path) => {
-            let mut file = NewFile::create(path, 0o600).map_err(not_absent)?;
-            let fetched = archive.get_wal(
-                args.name,
-                &mut Stoppable(&mut file, &context.stop),
-                expect,
-                policy,
-            )?;
-            if matches!(fetched, Fetched::Delivered(_)) {
-                context.stop.check()?;
-                file.publish(Publish::Replace).map_err(not_absent)?;
-            }
-            fetched
-        }
-        Dest::Stdout => {
-            // Checked as a whole before the first byte leaves: a pipe cannot take anything back.
-            let room = archive
-                .state
-                .directory()
-                .map_or(Path::new("/tmp"), |directory| directory.as_path());
-            let mut file = disk::hidden_temp(room).map_err(not_absent)?;
-            let fetched = archive.get_wal(
-                args.name,
-                &mut Stoppable(&mut file, &context.stop),
-                expect,
-                policy,
-            )?;
-            if matches!(fetched, Fetched::Delivered(_)) {
-                file.rewind()
-                    .map_err(|e| Error::io("could not read the temporary file", e))?;
-                print_file(&mut file)?;
-            }
-            fetched
-        }
+        Dest::File(path) => to_file(path, &context.stop, get)?,
+        Dest::Stdout => to_stdout(room, &context.stop, get)?,
     };
     match fetched {
         Fetched::Delivered(bytes) => {
-            log::info!(
-                "fetched {} ({bytes} bytes) from {}",
-                args.name,
-                archive.store.location()
-            );
+            log::info!("fetched {name} ({bytes} bytes) from {location}");
             Ok(())
         }
         Fetched::Absent(proof) => Err(Error::new(Kind::Absent, proof)),
+    }
+}
+
+/// The file appears whole, or not at all. A signal does not wait for the store: PostgreSQL's shutdown waits for us.
+fn to_file(
+    path: &Path,
+    stop: &Stop,
+    get: impl FnOnce(&mut dyn Write) -> Result<Fetched> + Send + 'static,
+) -> Result<Fetched> {
+    let file = NewFile::create(path, 0o600).map_err(not_absent)?;
+    let file = Arc::new(Mutex::new(Some(file)));
+    let mut out = Lent(Arc::clone(&file));
+    let fetched = unless_stopped("fetch", stop, Duration::ZERO, move || get(&mut out));
+    // Taken back first: dropped, it removes its temporary file, also while the store is still silent.
+    let file = take(&file);
+    let fetched = fetched?;
+    if let (Fetched::Delivered(_), Some(file)) = (&fetched, file) {
+        stop.check()?;
+        file.publish(Publish::Replace).map_err(not_absent)?;
+    }
+    Ok(fetched)
+}
+
+/// Checked as a whole before the first byte leaves: a pipe cannot take anything back.
+fn to_stdout(
+    room: Option<PathBuf>,
+    stop: &Stop,
+    get: impl FnOnce(&mut dyn Write) -> Result<Fetched> + Send + 'static,
+) -> Result<Fetched> {
+    let mut file = room
+        .and_then(|room| disk::hidden_temp(&room).ok())
+        .map_or_else(|| disk::hidden_temp(Path::new("/tmp")), Ok)
+        .map_err(not_absent)?;
+    unless_stopped("fetch", stop, Duration::ZERO, move || {
+        let fetched = get(&mut file)?;
+        if matches!(fetched, Fetched::Delivered(_)) {
+            file.rewind()
+                .map_err(|e| Error::io("could not read the temporary file", e))?;
+            print_file(&mut file)?;
+        }
+        Ok(fetched)
+    })
+}
+
+/// The file that the fetching thread writes to for as long as it is not taken back. A mutex, because whoever waits
+/// must be able to take it away from a thread that will not answer.
+struct Lent(Arc<Mutex<Option<NewFile>>>);
+
+fn take(file: &Mutex<Option<NewFile>>) -> Option<NewFile> {
+    file.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+impl Write for Lent {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *file {
+            Some(file) => file.write(bytes),
+            None => Err(Error::new(Kind::Interrupted, "interrupted").into()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -263,19 +296,5 @@ fn not_absent(error: Error) -> Error {
     match error.kind() {
         Kind::Missing => error.with_kind(Kind::Io),
         _ => error,
-    }
-}
-
-/// A writer that a signal ends.
-struct Stoppable<'a, W>(&'a mut W, &'a Stop);
-
-impl<W: Write> Write for Stoppable<'_, W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.1.check()?;
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.0.flush()
     }
 }

@@ -7,14 +7,14 @@ use crate::archive::identity::Identity;
 use crate::archive::wal::{Expect, Put};
 use crate::backup::now;
 use crate::disk;
-use crate::error::Result;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
 use crate::pg::WalName;
 use crate::pg::wal_header::{HEADER_BYTES, SegmentHeader};
+use crate::work::unless_stopped;
 use clap::{Arg, ArgMatches, Command};
 use std::io::Read;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -53,17 +53,26 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
     })
 }
 
+/// How long a push that was told to stop may still come to its end: one whose store answers is done by then, and
+/// leaves no half of an upload in the store.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 /// Archives the file. `Ok` only when the store acknowledged the whole object and shows it.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let name = name_of(&args.path)?;
+    let (own, path) = (context.clone(), args.path.clone());
+    unless_stopped("push", &context.stop, LAST_WORDS, move || push(&own, &path))
+}
+
+fn push(context: &Context, path: &Path) -> Result<()> {
+    let name = name_of(path)?;
     let archive = context.archive(WAL_RETRY)?;
-    let identity = identity(&args.path, name)?;
+    let identity = identity(path, name)?;
     let expect = Expect {
         system_id: identity.as_ref().map(|cluster| cluster.system_id),
         segment_size: identity.as_ref().map(|cluster| cluster.segment_size),
     };
     let permit = || permit(&archive, identity.as_ref(), name);
-    match archive.put_wal(name, &args.path, expect, permit)? {
+    match archive.put_wal(name, path, expect, permit)? {
         Put::Stored(bytes) => log::info!(
             "archived {name} ({bytes} bytes) in {}",
             archive.store.location()

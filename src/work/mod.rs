@@ -1,8 +1,9 @@
 //! Threads and signals: the only door to both. `stop` ends work in good order, `crew` joins named threads and finds
 //! the first error, `pool` gives equal jobs to workers, `rate` slows them down.
 //!
-//! Nothing here is detached and forgotten: who starts a thread joins it. The one exception is the thread that
-//! listens for signals, which lives as long as the process.
+//! Nothing here is detached and forgotten: who starts a thread joins it. Two exceptions: the thread that listens for
+//! signals lives as long as the process, and the job of `unless_stopped` may wait for a silent store when it is time
+//! to end.
 
 pub mod crew;
 pub mod pool;
@@ -13,6 +14,8 @@ use crate::error::{Error, Kind, Result};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use stop::Stop;
 
 /// One job that runs beside the caller.
 pub struct Handle<T> {
@@ -49,6 +52,40 @@ impl<T> Handle<T> {
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
     }
+}
+
+/// Runs `job` on a thread of its own and waits for its end. When `stop` is raised it gets `grace` to come to an end by
+/// itself; then it is left behind with `Kind::Interrupted`, because the process is about to end and a call into a
+/// store that does not answer cannot be taken back.
+pub fn unless_stopped<T: Send + 'static>(
+    name: &str,
+    stop: &Stop,
+    grace: Duration,
+    job: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    /// Raised at the end of the job, also when it panics.
+    struct Over(Stop);
+    impl Drop for Over {
+        fn drop(&mut self) {
+            self.0.set();
+        }
+    }
+    let (done, either) = (Stop::new(), stop.child());
+    let over = (Over(done.clone()), Over(either.clone()));
+    let handle = background(name, move || {
+        let _over = over;
+        job()
+    })?;
+    while !either.wait(Duration::from_secs(3600)) {}
+    let end = Instant::now() + grace;
+    while stop.is_set() && !done.is_set() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            stop.check()?;
+        }
+        done.wait(left);
+    }
+    handle.join()?
 }
 
 /// The name of the calling thread, for logs; `main` for the first one.
@@ -96,5 +133,28 @@ mod tests {
         let error = error.join().map(|()| 0).unwrap_err();
         assert_eq!(error.kind(), Kind::Bug);
         assert_eq!(error.message(), "thread \"odd\" panicked: odd number 3");
+    }
+
+    #[test]
+    fn a_job_is_left_behind_when_it_is_time_to_end() {
+        const LONG: Duration = Duration::from_secs(600);
+        let stop = Stop::new();
+        let run = |grace, job: fn() -> Result<u8>| unless_stopped("job", &stop, grace, job);
+        assert_eq!(run(Duration::ZERO, || Ok(7)).unwrap(), 7);
+        assert_eq!(run(LONG, || panic!("odd")).unwrap_err().kind(), Kind::Bug);
+
+        let release = Stop::new();
+        let silent = release.clone();
+        let stopper = stop.clone();
+        let left = unless_stopped("silent", &stop, Duration::ZERO, move || {
+            stopper.set();
+            silent.wait(LONG);
+            Ok(())
+        });
+        assert_eq!(left.unwrap_err().kind(), Kind::Interrupted);
+        release.set();
+
+        // It is raised already: what still comes to an end in time counts.
+        assert_eq!(run(LONG, || Ok(7)).unwrap(), 7);
     }
 }
