@@ -41,6 +41,13 @@ impl State {
         }
     }
 
+    /// The memory in the first of these directories that has one; no memory if none has one that can be read.
+    pub fn readable(directories: Vec<PathBuf>) -> State {
+        let known = |state: &State| (state.file()).is_some_and(|f| disk::read_small(&f).is_ok());
+        let states = directories.into_iter().map(State::in_directory);
+        states.into_iter().find(known).unwrap_or(State::none())
+    }
+
     /// No memory: every run is the first.
     pub fn none() -> State {
         State { directory: None }
@@ -125,5 +132,15 @@ mod tests {
 
         std::fs::write(state.file().unwrap(), b"{").unwrap();
         assert_eq!(state.read().unwrap(), Memory::default());
+    }
+
+    #[test]
+    fn memory_that_can_only_be_read_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (empty, known) = (dir.path().join("empty"), dir.path().join("known"));
+        State::in_directory(known.clone()).update(|m| m.prefix = "file:///a".into());
+        let found = State::readable(vec![empty.clone(), known.clone()]);
+        assert_eq!(found.directory(), Some(&known));
+        assert_eq!(State::readable(vec![empty]).directory(), None);
     }
 }

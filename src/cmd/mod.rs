@@ -47,8 +47,12 @@ impl Context {
             Ok(directory) => State::in_directory(directory),
             Err(e) if e.kind() == Kind::Config => return Err(e),
             Err(e) => {
-                log::warn!("going on without a state directory: {}", e.one_line());
-                State::none()
+                log::warn!(
+                    "going on without writing to the state directory: {}",
+                    e.one_line()
+                );
+                // What an earlier run remembered still counts.
+                State::readable(self.config.state_dirs()?)
             }
         };
         Ok(Archive {
@@ -101,7 +105,11 @@ fn cluster_of(file: &std::path::Path) -> Result<Option<crate::pg::control::Contr
         };
         match crate::backup::server::control_file(data) {
             Err(e) if e.kind() == Kind::Missing => {}
-            other => return other.map(Some),
+            other => {
+                return other.map(Some).map_err(|e| {
+                    e.hint("Run this as the server's operating system user; its pg_control says whose WAL it is.")
+                });
+            }
         }
     }
     Ok(None)

@@ -155,14 +155,9 @@ impl Config {
     /// The state directory of this archive, made if need be (mode 0700) and tried for writing. Its name tells the
     /// archive to a human; the digest in it keeps two archives apart whose names look alike.
     pub fn state_dir(&self) -> Result<PathBuf> {
-        let name = state_name(
-            &self.prefix()?,
-            self.text("s3.endpoint").unwrap_or_default(),
-        );
         let mut last = None;
-        for base in self.state_bases()? {
-            refuse_inside_cluster(&base)?;
-            let dir = base.join(&name);
+        for dir in self.state_dirs()? {
+            refuse_inside_cluster(&dir)?;
             match disk::create_dirs(&dir, 0o700).and_then(|()| disk::hidden_temp(&dir)) {
                 Ok(_) => return Ok(dir),
                 Err(e) => last = Some(e.context("the state directory is not usable")),
@@ -174,7 +169,17 @@ impl Config {
         Err(error.hint("Set SEAWALL_STATE_DIR to a directory that seawall may write."))
     }
 
-    /// Where the state directory may be, best first. /var/lib/seawall only if an administrator made it: what root
+    /// Where the state directory of this archive may be, best first.
+    pub fn state_dirs(&self) -> Result<Vec<PathBuf>> {
+        let name = state_name(
+            &self.prefix()?,
+            self.text("s3.endpoint").unwrap_or_default(),
+        );
+        let bases = self.state_bases()?;
+        Ok(bases.into_iter().map(|base| base.join(&name)).collect())
+    }
+
+    /// Where the state directories of all archives may be. /var/lib/seawall only if an administrator made it: what root
     /// would create by the way, the server's user could not write later.
     fn state_bases(&self) -> Result<Vec<PathBuf>> {
         if let Some(dir) = self.text("state-dir") {
