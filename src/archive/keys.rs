@@ -33,6 +33,13 @@ pub fn wal(name: &str, method: Option<Method>) -> Key {
     })
 }
 
+/// Where a `.partial` segment goes when another one with other bytes has its name: the first digits of its SHA-256
+/// follow. Nothing in `wal_005/` is looked for under such a name.
+pub fn partial_beside(segment: Segment, sha256: &str, method: Method) -> Key {
+    let digits = &sha256[..8];
+    wal(&format!("{segment}.partial.{digits}"), Some(method))
+}
+
 /// Takes a key below `wal_005/` apart: the WAL name, and the codec (`None`: raw).
 pub fn parse_wal(key: &Key) -> Option<(WalName, Option<Method>)> {
     let file = key.as_str().strip_prefix(WAL)?;

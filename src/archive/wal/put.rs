@@ -29,7 +29,8 @@ pub enum Put {
 
 impl Archive {
     /// Archives the file at `path` under `name`. `Ok` means that the store acknowledged the whole object and
-    /// shows it. An archived file with other bytes is never touched: `Kind::Mismatch` with both digests.
+    /// shows it. An archived file with other bytes is never touched: `Kind::Mismatch` with both digests, but a
+    /// `.partial` segment goes beside it.
     ///
     /// `permit` (whose archive is this?) and the look for an existing object run beside the compression; nothing
     /// is sent before both have answered.
@@ -146,7 +147,51 @@ impl Archive {
             self.store.settle(existing)?;
             return Ok(Put::AlreadyThere);
         }
-        Err(Error::new(Kind::Mismatch, format!("{name} is archived already with other bytes"))
+        if let WalName::Partial(segment) = name {
+            let beside = keys::partial_beside(segment, &hex(&ours), self.compression.method);
+            return self.put_beside(name, &beside, ours, file, size);
+        }
+        Err(self.other_bytes(name, existing, theirs, ours))
+    }
+
+    /// Each server that leaves the same timeline may archive another `.partial` of its last segment. None may be kept
+    /// from archiving by the one that was faster.
+    fn put_beside(
+        &self,
+        name: WalName,
+        key: &Key,
+        ours: [u8; 32],
+        file: &File,
+        size: u64,
+    ) -> Result<Put> {
+        let sent = match self.exists(key)? {
+            true => Err(existing_object(key)),
+            false => self.send(key, file, size, || Ok(())),
+        };
+        match sent {
+            Err(e) if e.kind() == Kind::Exists => {
+                let theirs = self.digest_object(key, Some(self.compression.method))?;
+                if theirs != ours {
+                    return Err(self.other_bytes(name, key, theirs, ours));
+                }
+                self.store.settle(key).map(|()| Put::AlreadyThere)
+            }
+            other => {
+                let bytes = other.map_err(|e| e.context(format!("could not archive {name}")))?;
+                log::warn!("{name} is archived already with other bytes; this one is {key}");
+                Ok(Put::Stored(bytes))
+            }
+        }
+    }
+
+    fn other_bytes(
+        &self,
+        name: WalName,
+        existing: &Key,
+        theirs: [u8; 32],
+        ours: [u8; 32],
+    ) -> Error {
+        Error::new(Kind::Mismatch, format!("{name} is archived already with other bytes"))
             .detail(format!(
                 "Object {existing} in {} has SHA-256 {} (uncompressed), the local file has {}.",
                 self.store.location(),
@@ -156,7 +201,7 @@ impl Archive {
             .hint(
                 "Nothing was changed. Two servers archive to one prefix, or this is a copy of a server that \
                  archives here: give it a prefix of its own or set archive_mode = off.",
-            ))
+            )
     }
 
     fn digest_object(&self, key: &Key, method: Option<Method>) -> Result<[u8; 32]> {
