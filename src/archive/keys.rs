@@ -50,6 +50,19 @@ pub fn parse_wal(key: &Key) -> Option<(WalName, Option<Method>)> {
     Some((stem.parse().ok()?, Some(Method::from_extension(extension)?)))
 }
 
+/// The file of `pg_wal` that a key below `wal_005/` holds in whatever form: other tools and releases have endings that
+/// we cannot read, and what lies there is not absent. A growing segment is none yet.
+pub fn wal_in_any_form(key: &Key) -> Option<WalName> {
+    let file = key.as_str().strip_prefix(WAL)?;
+    let dots = file.rmatch_indices('.').map(|(at, _)| at);
+    std::iter::once(file.len()).chain(dots).find_map(|end| {
+        let (name, ending) = file.split_at(end);
+        name.parse()
+            .ok()
+            .filter(|_| !ending.starts_with(".growing"))
+    })
+}
+
 /// A marker of skipped WAL: `gaps/<timeline>_<start>_<end>.json`, positions in 16 hexadecimal digits.
 pub fn parse_gap(key: &Key) -> Option<(TimelineId, u64, u64)> {
     let stem = key.as_str().strip_prefix(GAPS)?.strip_suffix(".json")?;
@@ -227,6 +240,23 @@ mod tests {
             parse_wal(&key("wal_005/00000001000000000000000A.growing.zst".into())),
             None
         );
+
+        for (ending, form) in [
+            ("", Some("")),
+            (".zst", Some("")),
+            (".lzo", Some("")),
+            (".zst.aes", Some("")),
+            (".partial.br", Some(".partial")),
+            (".partial.0123abcd.zst", Some(".partial")),
+            (".00000028.backup.lzo", Some(".00000028.backup")),
+            (".growing.zst", None),
+            ("_delta.lz4", None),
+        ] {
+            let segment = "00000001000000000000000A";
+            let file = key(format!("wal_005/{segment}{ending}"));
+            let expected = form.map(|form| format!("{segment}{form}").parse().unwrap());
+            assert_eq!(wal_in_any_form(&file), expected, "{ending}");
+        }
 
         let id: BackupId = "base_000000010000000000000002_00000040".parse().unwrap();
         assert_eq!(

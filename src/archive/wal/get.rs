@@ -55,8 +55,8 @@ impl Archive {
                 log::warn!("{}", e.one_line());
                 Ok(Fetched::Absent(e.message().to_string()))
             }
-            Err(e) if e.kind() == Kind::Hole => Err(e.context(format!("{name} is missing in the middle of the archive"))
-                .hint("Recovery must not end here: WAL beyond it exists. Restore the object, recover to a target before it, or force the end with --on-hole absent.")),
+            Err(e) if e.kind() == Kind::Hole => Err(e.context(format!("{name} is missing, and this is not the end of WAL"))
+                .hint("Restore the object, recover to a target before it, or force the end with --on-hole absent.")),
             other => other,
         }
     }
@@ -129,6 +129,11 @@ impl Archive {
                     _ => e,
                 });
         }
+        if let Some(key) = seen.unreadable {
+            return Err(Error::new(Kind::Refused, format!("{name} is archived in a form that cannot be read"))
+                .detail(format!("Object {key} was written by another tool or a newer seawall."))
+                .hint(format!("Take it out of the archive with the tool that wrote it, and put the plain file there as {}{name}.", keys::WAL)));
+        }
         let segment_size = self.prove_present(&expect)?.or(expect.segment_size);
         if let Some(beyond) = seen.beyond
             && !self.before_its_timeline(name, segment_size)?
@@ -158,12 +163,18 @@ impl Archive {
         let mut seen = Around::default();
         self.store
             .list(&prefix, &after, &mut |object| {
-                if let Some((there, method)) = keys::parse_wal(&object.key) {
-                    if there == name {
+                match (
+                    keys::parse_wal(&object.key),
+                    keys::wal_in_any_form(&object.key),
+                ) {
+                    (Some((there, method)), _) if there == name => {
                         seen.same = Some((object.key, method));
-                    } else if lies_beyond(there, name) {
+                    }
+                    (_, Some(there)) if there == name => seen.unreadable = Some(object.key),
+                    (_, Some(there)) if lies_beyond(there, name) => {
                         seen.beyond = Some(object.key);
                     }
+                    _ => {}
                 }
                 Ok(seen.same.is_none() && seen.beyond.is_none())
             })
@@ -296,17 +307,19 @@ impl Archive {
 struct Around {
     /// The same file under some codec.
     same: Option<(Key, Option<Method>)>,
+    /// The same file under an ending that we cannot read.
+    unreadable: Option<Key>,
     /// Something later of the same timeline.
     beyond: Option<Key>,
 }
 
 /// Whether `there` proves that `name` was archived or skipped: a later segment, or any segment of the timeline
-/// whose history is asked for.
+/// whose history is asked for. Of the other files nobody can tell whether there ought to be one.
 fn lies_beyond(there: WalName, name: WalName) -> bool {
-    match (name.segment(), there.segment()) {
-        (Some(asked), Some(segment)) => later(segment, asked),
+    match (name, there.segment()) {
+        (WalName::Segment(asked), Some(segment)) => later(segment, asked),
         // The first timeline has no history; a server that makes its second one asks for it all the same.
-        (None, Some(_)) => name.timeline() != TimelineId(1),
+        (WalName::History(timeline), Some(_)) => timeline != TimelineId(1),
         _ => false,
     }
 }
