@@ -105,6 +105,9 @@ impl Refusal {
         if !detail.is_empty() {
             error = error.detail(detail);
         }
+        if self.delete_marker {
+            error = error.also("The object was deleted in a versioned bucket.");
+        }
         match hint {
             Some(hint) => error.hint(hint),
             None => error,
@@ -122,7 +125,7 @@ impl Refusal {
 
     fn judge(&self) -> (Kind, Option<String>) {
         if self.delete_marker {
-            let hint = "The object was deleted in a versioned bucket; restore its last version.";
+            let hint = "Restore the last version of the object.";
             return (Kind::Hole, Some(hint.to_string()));
         }
         if let Some(verdict) = self.judge_region() {
