@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support::archive::unzstd;
 use crate::support::minio::{Minio, SECRET_KEY, Witness, s3_env};
 use crate::support::proxy::{Fault, Proxy, Rule};
 use crate::support::seawall::{Outcome, Seawall};
@@ -505,16 +506,6 @@ impl Target {
         let packed = self.witness.get(&self.key).expect("the object");
         assert!(unzstd(&packed) == Wal::shared().segments[0].bytes);
     }
-}
-
-fn unzstd(packed: &[u8]) -> Vec<u8> {
-    let dir = tempfile::tempdir().expect("a temporary directory");
-    let (from, to) = (dir.path().join("packed"), dir.path().join("plain"));
-    fs::write(&from, packed).expect("a file");
-    run(Command::new("zstd")
-        .args(["-d", "-q", "-o"])
-        .args([&to, &from]));
-    fs::read(&to).expect("a file")
 }
 
 #[test]

@@ -21,4 +21,6 @@ mod s3;
 mod support;
 mod support_smoke;
 mod tidy;
+mod wal_fetch;
+mod wal_push;
 mod wire;

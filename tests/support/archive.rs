@@ -52,6 +52,19 @@ impl<'a> Archive<'a> {
         }
     }
 
+    /// A bucket of another server, with the environment that leads there.
+    pub fn of_witness(
+        scratch: &'a Scratch,
+        env: Vec<(String, String)>,
+        witness: Witness,
+    ) -> Archive<'a> {
+        Archive {
+            scratch,
+            env,
+            objects: Objects::Bucket(witness),
+        }
+    }
+
     /// seawall as user postgres, told by its environment where the archive is.
     pub fn seawall(&self) -> Seawall {
         let env = self.env.iter().cloned();
@@ -128,6 +141,14 @@ impl<'a> Archive<'a> {
                 give_to_postgres(&path, 0o600);
             }
             Objects::Bucket(witness) => witness.put(&format!("archive/{key}"), bytes),
+        }
+    }
+
+    /// Makes the bucket keep old versions, so that a delete leaves a marker.
+    pub fn keep_versions(&self) {
+        match &self.objects {
+            Objects::Directory(_) => panic!("the archive is in a directory"),
+            Objects::Bucket(witness) => witness.keep_versions(),
         }
     }
 
@@ -286,7 +307,8 @@ pub fn sha256(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&out[..64]).into_owned()
 }
 
-fn filter(command: &mut Command, input: &[u8]) -> Vec<u8> {
+/// What a program makes of its standard input.
+pub fn filter(command: &mut Command, input: &[u8]) -> Vec<u8> {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
