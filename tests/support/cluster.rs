@@ -269,6 +269,8 @@ impl Cluster {
             ("max_wal_senders", "10"),
             ("shared_buffers", "16MB"),
             ("fsync", "off"),
+            // In PGDATA, and so removed with it: what a killed server leaves in /dev/shm stays there.
+            ("dynamic_shared_memory_type", "mmap"),
             ("log_line_prefix", "%m [%p] "),
             ("log_checkpoints", "off"),
         ];
@@ -415,6 +417,20 @@ impl Cluster {
         wait_for(PATIENCE, "the death of all backends", || {
             !all.iter().any(|pid| is_alive(*pid))
         });
+        self.remove_shared_memory();
+    }
+
+    /// What a killed server leaves in the kernel: nobody would ever remove it, and there is a limit. Line 7 of
+    /// postmaster.pid is its key and its id.
+    fn remove_shared_memory(&self) {
+        let text = fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        let id = text
+            .lines()
+            .nth(6)
+            .and_then(|l| l.split_whitespace().nth(1));
+        if let Some(id) = id {
+            run(Command::new("ipcrm").args(["--shmem-id", id]));
+        }
     }
 
     /// Ends recovery and waits until it writes.
