@@ -16,6 +16,7 @@ mod cli;
 mod exit_codes;
 mod kill;
 mod manpages;
+mod recovery;
 mod round_trip;
 mod s3;
 mod support;
