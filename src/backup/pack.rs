@@ -87,6 +87,7 @@ impl<'a, 'm> Packing<'a, 'm> {
         compressor.frame(raw, &mut frame)?;
         let raw_bytes = raw.len() as u64;
         chunk.part.add(chunk.number, frame, raw_bytes, chunk.last)?;
+        chunk.packed();
         self.progress.add(raw_bytes);
         Ok(())
     }

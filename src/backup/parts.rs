@@ -1,24 +1,28 @@
 //! Tar parts on their way to the store: compressed chunks arrive from the workers in any order, leave in order.
 //!
 //! A chunk is a whole compressed frame, so a part is frames one after another. Whoever completes a piece of the
-//! upload sends it; the lock is held only while frames are put in order. Out of order wait at most as many
-//! frames as there are workers, so memory is threads × chunk.
+//! upload sends it; the lock is held only while frames are put in order. While one chunk is slow (a disk that tries a
+//! bad sector again and again), the others go on for a few frames and then wait for it, so memory is threads × chunk.
 
 use crate::archive::sentinel::Object;
 use crate::codec::Method;
 use crate::codec::digest::{Sha256, hex};
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::limits::UPLOAD_PIECE_BYTES;
 use crate::store::{Key, Store, Upload, When};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, RwLock};
+use std::sync::{Condvar, Mutex, MutexGuard, RwLock};
 
 /// One object under construction.
 pub struct Part<'a> {
     store: &'a dyn Store,
     key: Key,
     method: Method,
+    /// How many chunks may wait for an earlier one.
+    window: u32,
     order: Mutex<Order>,
+    /// An earlier chunk came, or none will come any more.
+    moved: Condvar,
     /// Written once, to begin.
     upload: RwLock<Option<Box<dyn Upload>>>,
 }
@@ -37,6 +41,7 @@ struct Order {
     pieces_cut: u32,
     pieces_sent: u32,
     object: Option<Object>,
+    given_up: bool,
 }
 
 /// A compressed chunk.
@@ -55,8 +60,8 @@ struct Piece {
 }
 
 impl<'a> Part<'a> {
-    /// An object that nothing has been sent of.
-    pub fn new(store: &'a dyn Store, key: Key, method: Method) -> Part<'a> {
+    /// An object that nothing has been sent of. A chunk waits if it is `window` or more ahead of one that is missing.
+    pub fn new(store: &'a dyn Store, key: Key, method: Method, window: u32) -> Part<'a> {
         let order = Order {
             digest: Some(Sha256::new()),
             ..Order::default()
@@ -65,7 +70,9 @@ impl<'a> Part<'a> {
             store,
             key,
             method,
+            window,
             order: Mutex::new(order),
+            moved: Condvar::new(),
             upload: RwLock::new(None),
         }
     }
@@ -75,11 +82,21 @@ impl<'a> Part<'a> {
     pub fn add(&self, number: u32, bytes: Vec<u8>, raw_bytes: u64, last: bool) -> Result<()> {
         let piece = {
             let mut order = self.locked();
+            while number.saturating_sub(order.next_chunk) >= self.window.max(1) && !order.given_up {
+                order = self.moved.wait(order).expect(ORDERED);
+            }
+            if order.given_up {
+                return Err(Error::new(
+                    Kind::Interrupted,
+                    "interrupted: an earlier chunk of the part will not come",
+                ));
+            }
             if last {
                 order.chunks = Some(number + 1);
             }
             order.early.insert(number, Frame { bytes, raw_bytes });
             order.take_in_order();
+            self.moved.notify_all();
             order.cut()
         };
         match piece {
@@ -88,15 +105,19 @@ impl<'a> Part<'a> {
         }
     }
 
+    /// A chunk of the part will never come: whoever waits for it wakes and fails.
+    pub fn give_up(&self) {
+        self.locked().given_up = true;
+        self.moved.notify_all();
+    }
+
     /// The finished object; `None` while something is missing.
     pub fn finished(&self) -> Option<Object> {
         self.locked().object.clone()
     }
 
     fn locked(&self) -> MutexGuard<'_, Order> {
-        self.order
-            .lock()
-            .expect("no thread panics while it holds the order of a part")
+        self.order.lock().expect(ORDERED)
     }
 
     fn send(&self, piece: Piece) -> Result<()> {
@@ -144,6 +165,7 @@ impl<'a> Part<'a> {
     }
 }
 
+const ORDERED: &str = "no thread panics while it holds the order of a part";
 const UNPOISONED: &str = "a panicking worker ends the backup";
 
 impl Order {
@@ -204,7 +226,7 @@ mod tests {
         ] {
             let store = MemStore::new();
             let key = Key::new("p").unwrap();
-            let part = Part::new(&store, key.clone(), Method::Zstd);
+            let part = Part::new(&store, key.clone(), Method::Zstd, 8);
             for number in order {
                 assert_eq!(part.finished(), None);
                 part.add(number, chunk(number), 10, number == 7).unwrap();
@@ -223,10 +245,32 @@ mod tests {
     }
 
     #[test]
+    fn few_wait_for_a_slow_chunk_and_none_for_one_that_will_not_come() {
+        let store = MemStore::new();
+        let part = Part::new(&store, Key::new("p").unwrap(), Method::Zstd, 2);
+        part.add(1, vec![1], 1, false).unwrap();
+        std::thread::scope(|scope| {
+            let ahead = scope.spawn(|| part.add(2, vec![2], 1, true));
+            part.give_up();
+            let refused = ahead.join().unwrap().unwrap_err();
+            assert_eq!(refused.kind(), Kind::Interrupted);
+        });
+
+        let part = Part::new(&store, Key::new("q").unwrap(), Method::Zstd, 2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| part.add(3, vec![3], 1, true).unwrap());
+            scope.spawn(|| part.add(2, vec![2], 1, false).unwrap());
+            part.add(1, vec![1], 1, false).unwrap();
+            part.add(0, vec![0], 1, false).unwrap();
+        });
+        assert_eq!(part.finished().unwrap().stored_bytes, 4);
+    }
+
+    #[test]
     fn workers_side_by_side_lose_nothing() {
         let store = MemStore::new();
         let key = Key::new("p").unwrap();
-        let part = Part::new(&store, key.clone(), Method::Zstd);
+        let part = Part::new(&store, key.clone(), Method::Zstd, 8);
         let next = std::sync::atomic::AtomicU32::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {
@@ -248,7 +292,7 @@ mod tests {
     #[test]
     fn a_part_that_fits_into_a_piece_is_one_put() {
         let store = MemStore::new();
-        let part = Part::new(&store, Key::new("p").unwrap(), Method::Zstd);
+        let part = Part::new(&store, Key::new("p").unwrap(), Method::Zstd, 8);
         part.add(0, b"x".to_vec(), 1, true).unwrap();
         assert_eq!(part.finished().unwrap().stored_bytes, 1);
     }

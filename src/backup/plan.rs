@@ -26,6 +26,23 @@ pub struct Chunk<'a> {
     pub last: bool,
     /// What it is made of.
     pub pieces: Vec<Piece>,
+    packed: bool,
+}
+
+impl Chunk<'_> {
+    /// Its part has it.
+    pub fn packed(mut self) {
+        self.packed = true;
+    }
+}
+
+impl Drop for Chunk<'_> {
+    /// Left undone, for whatever reason: nobody shall wait for it.
+    fn drop(&mut self) {
+        if !self.packed {
+            self.part.give_up();
+        }
+    }
 }
 
 /// What fills a member up to whole tar blocks.
@@ -40,6 +57,8 @@ pub struct Plan<'a> {
     id: BackupId,
     method: Method,
     part_bytes: u64,
+    /// How many chunks of a part may wait for an earlier one.
+    window: u32,
     /// All parts so far, in order.
     pub parts: Vec<Arc<Part<'a>>>,
     open: Option<Open<'a>>,
@@ -56,13 +75,20 @@ struct Open<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// A plan of parts of about `part_bytes` raw bytes each.
-    pub fn new(store: &'a dyn Store, id: BackupId, method: Method, part_bytes: u64) -> Plan<'a> {
+    /// A plan of parts of about `part_bytes` raw bytes each, for so many workers.
+    pub fn new(
+        store: &'a dyn Store,
+        id: BackupId,
+        method: Method,
+        part_bytes: u64,
+        workers: usize,
+    ) -> Plan<'a> {
         Plan {
             store,
             id,
             method,
             part_bytes,
+            window: u32::try_from(2 * workers).unwrap_or(u32::MAX),
             parts: Vec::new(),
             open: None,
             file_bytes: 0,
@@ -177,7 +203,7 @@ impl<'a> Plan<'a> {
     fn opened(&mut self) -> &mut Open<'a> {
         self.open.get_or_insert_with(|| {
             let key = self.id.part(self.parts.len() as u32, self.method);
-            let part = Arc::new(Part::new(self.store, key, self.method));
+            let part = Arc::new(Part::new(self.store, key, self.method, self.window));
             self.parts.push(part.clone());
             Open {
                 part,
@@ -229,6 +255,7 @@ impl<'a> Open<'a> {
             number,
             last,
             pieces: std::mem::take(&mut self.pieces),
+            packed: false,
         }
     }
 }

@@ -215,14 +215,15 @@ impl Job<'_> {
                     rules.then_some(facts.start),
                     submit,
                 )?;
-                self.control_file(data, &mut plan, &manifest, submit)?;
                 plan.flush(submit)
             },
             |worker, chunk| packing.pack(worker, chunk),
         )?;
+        // Nothing is being read any more: pg_control is the last.
+        let submit = &mut |chunk| packing.pack(0, chunk);
+        self.control_file(data, &mut plan, &manifest, submit)?;
         // Only now: everything was read while the server was in backup mode.
         let stopped = server::stop_backup(conn, server)?;
-        let submit = &mut |chunk| packing.pack(0, chunk);
         let (name, label) = (Path::new("backup_label"), stopped.label.as_bytes());
         self.memory_file(data, name, label, &mut plan, &manifest, submit)?;
         plan.close(submit)?;
@@ -325,6 +326,7 @@ impl Job<'_> {
             facts.id,
             self.archive.compression.method,
             part_bytes,
+            self.options.threads,
         )
     }
 
@@ -667,6 +669,7 @@ mod tests {
                 &*job.archive.store,
                 facts.id.part(0, Method::Zstd),
                 Method::Zstd,
+                1,
             );
             part.add(0, b"frame".to_vec(), 5, true)?;
             let key = facts.id.manifest(Method::Zstd);
