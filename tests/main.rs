@@ -17,6 +17,7 @@ mod exit_codes;
 mod kill;
 mod manpages;
 mod recovery;
+mod regression;
 mod round_trip;
 mod s3;
 mod support;

@@ -279,16 +279,17 @@ fn is_standby(dest: &Dest) -> Result<bool> {
         Dest::File(path) => path.parent().and_then(|directory| directory.parent()),
         Dest::Stdout => None,
     };
-    for data in [Some(Path::new(".")), above].into_iter().flatten() {
-        let there = |name: &str| disk::stat(&data.join(name)).map(|stat| stat.is_some());
-        if there("recovery.signal")? {
-            return Ok(false);
+    let directories = || [Some(Path::new(".")), above].into_iter().flatten();
+    let has = |name: &str| {
+        for data in directories() {
+            if disk::stat(&data.join(name))?.is_some() {
+                return Ok(true);
+            }
         }
-        if there("standby.signal")? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+        Ok(false)
+    };
+    // Where the two disagree it is a recovery: what ends too early there cannot be mended.
+    Ok(!has("recovery.signal")? && has("standby.signal")?)
 }
 
 /// A destination directory that is not there is a failure of this host, not of the archive.

@@ -80,7 +80,7 @@ impl Archive {
         let name = WalName::History(timeline);
         let ours = sha256(text);
         if let Some(existing) = self.find_wal(name)? {
-            return self.compare_digest(name, &existing, ours);
+            return self.same_text(name, &existing, ours);
         }
         let key = keys::wal(&name.to_string(), Some(self.compression.method));
         let mut writer = ObjectWriter::new(&*self.store, key.clone(), self.compression)?;
@@ -89,7 +89,7 @@ impl Archive {
             .map_err(|e| from_io("could not send the object", e))
             .and_then(|()| writer.finish());
         match sent {
-            Err(e) if e.kind() == Kind::Exists => self.compare_digest(name, &key, ours),
+            Err(e) if e.kind() == Kind::Exists => self.same_text(name, &key, ours),
             other => other
                 .map(|object| Put::Stored(object.stored_bytes))
                 .map_err(|e| e.context(format!("could not archive {name}"))),
@@ -137,21 +137,32 @@ impl Archive {
             ours.update(bytes);
             Ok(())
         })?;
-        self.compare_digest(name, existing, ours.finish())
+        let ours = ours.finish();
+        match (self.differing(existing, ours)?, name) {
+            (None, _) => Ok(Put::AlreadyThere),
+            (Some(_), WalName::Partial(segment)) => {
+                let beside = keys::partial_beside(segment, &hex(&ours), self.compression.method);
+                self.put_beside(name, &beside, ours, file, size)
+            }
+            (Some(theirs), _) => Err(self.other_bytes(name, existing, theirs, ours)),
+        }
     }
 
-    fn compare_digest(&self, name: WalName, existing: &Key, ours: [u8; 32]) -> Result<Put> {
+    /// The digest of what is there if it is another one; the same is made durable before it is believed.
+    fn differing(&self, existing: &Key, ours: [u8; 32]) -> Result<Option<[u8; 32]>> {
         let (_, method) = keys::parse_wal(existing).expect("listed or made by us");
         let theirs = self.digest_object(existing, method)?;
-        if theirs == ours {
-            self.store.settle(existing)?;
-            return Ok(Put::AlreadyThere);
+        if theirs != ours {
+            return Ok(Some(theirs));
         }
-        if let WalName::Partial(segment) = name {
-            let beside = keys::partial_beside(segment, &hex(&ours), self.compression.method);
-            return self.put_beside(name, &beside, ours, file, size);
+        self.store.settle(existing).map(|()| None)
+    }
+
+    fn same_text(&self, name: WalName, existing: &Key, ours: [u8; 32]) -> Result<Put> {
+        match self.differing(existing, ours)? {
+            None => Ok(Put::AlreadyThere),
+            Some(theirs) => Err(self.other_bytes(name, existing, theirs, ours)),
         }
-        Err(self.other_bytes(name, existing, theirs, ours))
     }
 
     /// Each server that leaves the same timeline may archive another `.partial` of its last segment. None may be kept

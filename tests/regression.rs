@@ -1,0 +1,170 @@
+//! What once broke a promise, end to end: each test is the shortest way to it that a real server takes.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::cluster::{Cluster, pg_tool};
+use crate::support::seawall::Seawall;
+use crate::support::{Scratch, as_postgres, give_to_postgres, run};
+
+/// A server that archives into `archive`, and how its seawall is called.
+fn archiving(scratch: &Scratch, archive: &str, configure: &[(&str, &str)]) -> (Cluster, String) {
+    let prefix = format!("file://{}", scratch.join(archive).display());
+    let push = seawall(scratch, &prefix).args(["wal-push", "%p"]);
+    // A percent sign of the prefix is none of PostgreSQL's.
+    let command = push.shell_line().replace("%f", "%%f");
+    let mut builder = Cluster::builder(scratch, "production").archive_command(command);
+    for (name, value) in configure {
+        builder = builder.config(name, *value);
+    }
+    (builder.start(), prefix)
+}
+
+fn seawall(scratch: &Scratch, prefix: &str) -> Seawall {
+    Seawall::new(scratch).env("SEAWALL_PREFIX", prefix)
+}
+
+fn back_up(scratch: &Scratch, prefix: &str, cluster: &Cluster) {
+    let push = seawall(scratch, prefix).envs(cluster.client_env());
+    push.arg("backup-push")
+        .arg(cluster.data())
+        .args(["--wal-timeout", "1min"])
+        .run()
+        .ok();
+}
+
+/// What `postgres -C` reads from a data directory that no server runs in.
+fn setting(data: &Path, name: &str) -> String {
+    let mut postgres = pg_tool("postgres");
+    postgres.arg("-D").arg(data).args(["-C", name]);
+    run(as_postgres(&mut postgres)).trim_end().to_string()
+}
+
+#[test]
+fn a_copy_recovers_whatever_its_prefix_and_productions_settings_are() {
+    // Given an archive whose name needs every kind of quoting, and a production that recovered once itself,
+    let scratch = Scratch::new();
+    let (production, prefix) = archiving(
+        &scratch,
+        r#"it's a "100%f" \n archive"#,
+        &[
+            ("recovery_target_time", "2020-01-01 00:00:00+00"),
+            ("archive_cleanup_command", "touch cleaned"),
+            ("recovery_end_command", "touch ended"),
+            ("primary_conninfo", "host=production"),
+            ("primary_slot_name", "standby"),
+        ],
+    );
+    production.execute("create table t as select 1 as n");
+    back_up(&scratch, &prefix, &production);
+    production.execute("insert into t values (2)");
+    let segment = production.switch_wal();
+    production.wait_archived(&segment);
+    let lsn = production.value("select pg_current_wal_lsn()");
+    production.execute("insert into t values (3)");
+    let segment = production.switch_wal();
+    production.wait_archived(&segment);
+
+    // when it is restored with another target,
+    let copy = scratch.join("copy");
+    let fetch = seawall(&scratch, &prefix).arg("backup-fetch").arg(&copy);
+    fetch
+        .args(["LATEST", "--target-lsn", &lsn, "--target-action", "promote"])
+        .run()
+        .ok();
+
+    // then nothing of production's is in force, and recovery ends at that target.
+    for name in [
+        "archive_cleanup_command",
+        "recovery_end_command",
+        "primary_conninfo",
+        "primary_slot_name",
+        "recovery_target_time",
+    ] {
+        assert_eq!(setting(&copy, name), "", "{name}");
+    }
+    let mut copy = Cluster::builder(&scratch, "restored").on(copy);
+    copy.start();
+    copy.wait_recovered();
+    assert_eq!(
+        copy.value("select string_agg(n::text, ' ' order by n) from t"),
+        "1 2"
+    );
+    assert!(!copy.data().join("ended").exists() && !copy.data().join("cleaned").exists());
+}
+
+#[test]
+fn files_with_odd_names_come_back() {
+    // Given a data directory with names that tar, JSON and paths find hard,
+    let scratch = Scratch::new();
+    let (production, prefix) = archiving(&scratch, "archive", &[]);
+    let deep = format!(
+        "{}/{}/{}",
+        "d".repeat(200),
+        "e".repeat(200),
+        "f".repeat(255)
+    );
+    let names: [&[u8]; 8] = [
+        b"odd/\xff\xfe",
+        b"odd/line\nbreak",
+        b"odd/-rf",
+        b"odd/ blank ",
+        b"odd/back\\slash",
+        b"odd/%p \"quoted\" 'twice'",
+        b"odd/29 path=x\n",
+        deep.as_bytes(),
+    ];
+    for name in names {
+        let path = production.data().join(OsStr::from_bytes(name));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, name).unwrap();
+    }
+    symlink("/nowhere", production.data().join("pg_tblspc/link")).unwrap();
+    run(Command::new("chown")
+        .args(["--recursive", "--no-dereference", "--reference"])
+        .args([production.data(), production.data()]));
+
+    // when it is backed up and restored,
+    back_up(&scratch, &prefix, &production);
+    let copy: PathBuf = scratch.join("copy");
+    seawall(&scratch, &prefix)
+        .arg("backup-fetch")
+        .arg(&copy)
+        .args(["LATEST", "--recovery"])
+        .run()
+        .ok();
+
+    // then each is there with its bytes, the judge agrees, and the copy starts.
+    for name in names {
+        let path = copy.join(OsStr::from_bytes(name));
+        assert_eq!(fs::read(&path).unwrap_or_default(), name, "{path:?}");
+    }
+    run(as_postgres(pg_tool("pg_verifybackup").arg("-n").arg(&copy)));
+    let mut copy = Cluster::builder(&scratch, "restored").on(copy);
+    copy.start();
+    copy.wait_recovered();
+}
+
+#[test]
+fn an_outage_is_no_end_of_wal_where_any_directory_says_recovery() {
+    // Given an archive that is not there, a standby's directory to run in, and a copy's to deliver to,
+    let scratch = Scratch::new();
+    let (standby, copy) = (scratch.dir("standby"), scratch.dir("copy"));
+    scratch.file("standby/standby.signal", "");
+    scratch.dir("copy/pg_wal");
+    let fetch = || {
+        seawall(&scratch, "file:///nowhere/at/all")
+            .cwd(&standby)
+            .args(["wal-fetch", "000000010000000000000001"])
+            .arg(copy.join("pg_wal/RECOVERYXLOG"))
+    };
+    // then the outage is absence for a standby, but not for a recovery.
+    fetch().run().expect(1, &[]);
+    scratch.file("copy/recovery.signal", "");
+    fetch().run().expect(208, &["does not exist"]);
+    give_to_postgres(&copy, 0o700);
+}
