@@ -168,3 +168,34 @@ fn an_outage_is_no_end_of_wal_where_any_directory_says_recovery() {
     fetch().run().expect(208, &["does not exist"]);
     give_to_postgres(&copy, 0o700);
 }
+
+#[test]
+fn an_archive_that_is_not_mounted_is_not_begun_anew_without_a_state_directory() {
+    // Given an archive in use,
+    let scratch = Scratch::new();
+    let (production, prefix) = archiving(&scratch, "archive", &[]);
+    let segment = production.switch_wal();
+    production.wait_archived(&segment);
+    production.configure("archive_command", "false");
+    production.reload();
+    let next = production.switch_wal();
+
+    // when it is not there, and neither is what this host remembers of it,
+    let archive = scratch.join("archive");
+    fs::rename(&archive, scratch.join("elsewhere")).expect("the archive");
+    let closed = scratch.dir("closed");
+    give_to_postgres(&closed, 0o000);
+    let push = || {
+        let push = seawall(&scratch, &prefix).cwd(production.data());
+        let push = push.env("SEAWALL_STATE_DIR", &closed);
+        push.arg("wal-push").arg(format!("pg_wal/{next}"))
+    };
+
+    // then nothing is stored in its place;
+    push().run().expect(8, &["does not exist"]);
+    assert!(!archive.exists());
+
+    // and when it is there again, its own word is enough.
+    fs::rename(scratch.join("elsewhere"), &archive).expect("the archive");
+    push().run().ok();
+}

@@ -72,6 +72,7 @@ impl Archive {
             // The directory of a file archive does not exist before the first push.
             Err(e)
                 if e.kind() == Kind::Unavailable
+                    && self.state.directory().is_some()
                     && self.state.read()?.system_identifier.is_none() =>
             {
                 self.store.prepare().map_err(|_| e)?;
@@ -93,6 +94,14 @@ impl Archive {
     }
 
     fn initialise(&self, cluster: &Identity, now: Timestamp) -> Result<()> {
+        if self.state.directory().is_none() {
+            return Err(Error::new(
+                Kind::Unavailable,
+                format!("archive {} has no seawall.json", self.store.location()),
+            )
+            .detail("The state directory is not usable, so a new archive cannot be told from one that is not mounted.")
+            .hint("Set SEAWALL_STATE_DIR to a directory that seawall may write, and check that the archive is mounted."));
+        }
         if let Some(known) = self.state.read()?.system_identifier {
             let mut error = Error::new(
                 Kind::Unavailable,
@@ -172,5 +181,38 @@ impl Archive {
             "The archive's system identifier is {archive}, this cluster's is {cluster}."
         ))
         .hint("Give each cluster a prefix of its own; check SEAWALL_PREFIX.")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::archive::state::State;
+    use crate::codec::{Compression, Method};
+    use crate::store::mem::MemStore;
+
+    #[test]
+    fn no_archive_begins_where_nobody_remembers() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = MemStore::new();
+        let archive = |state| Archive {
+            store: Box::new(store.clone()),
+            compression: Compression::new(Method::Zstd, None).unwrap(),
+            state,
+        };
+        let cluster = Identity {
+            system_id: SystemId(7),
+            major: 15,
+            segment_size: SegmentSize::DEFAULT,
+        };
+        let refused = archive(State::none()).claim(&cluster, Timestamp(0));
+        assert_eq!(refused.unwrap_err().kind(), Kind::Unavailable);
+        assert_eq!(archive(State::none()).identity().unwrap(), None);
+
+        let state = State::in_directory(dir.path().into());
+        archive(state).claim(&cluster, Timestamp(0)).unwrap();
+        archive(State::none())
+            .claim(&cluster, Timestamp(0))
+            .unwrap();
     }
 }
