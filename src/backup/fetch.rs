@@ -10,13 +10,14 @@ use super::spec::{self, Placement};
 use super::target::{Room, Target};
 use crate::archive::Archive;
 use crate::archive::catalog::Backup;
-use crate::archive::sentinel::{Details, Object};
+use crate::archive::sentinel::{Details, Mode, Object};
 use crate::codec::digest::{Crc32c, Sha256, hex};
 use crate::codec::tar::{self, EntryKind};
 use crate::codec::{self, Method};
 use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
 use crate::pg::control::ControlFile;
+use crate::pg::version::ServerVersion;
 use crate::store::Key;
 use crate::work::pool;
 use crate::work::stop::Stop;
@@ -61,6 +62,7 @@ pub fn fetch(
     let has_tablespaces = !backup.sentinel.spec.tablespaces.is_empty();
     let mut settings = options.settings.clone();
     if options.placement.blind && has_tablespaces {
+        check_blind(details)?;
         log::info!(
             "tablespaces become plain directories below pg_tblspc; allow_in_place_tablespaces is set"
         );
@@ -92,6 +94,29 @@ pub fn fetch(
             data.display()
         ))
     })
+}
+
+/// A server that does not know the setting would not start with it. pg_control of a server that is shut down does
+/// not tell the minor release, so an offline backup of 13 or 14 can only be warned about.
+fn check_blind(details: &Details) -> Result<()> {
+    let version = ServerVersion(details.server_version);
+    if version.has_in_place_tablespaces() {
+        return Ok(());
+    }
+    if details.mode == Mode::Offline {
+        log::warn!(
+            "allow_in_place_tablespaces is known since PostgreSQL 13.8 and 14.5; an older server will not start"
+        );
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Refused,
+        "a blind restore of this backup would not start: it has tablespaces",
+    )
+    .detail(format!(
+        "It was taken from PostgreSQL {version}, which has no allow_in_place_tablespaces; 13.8, 14.5 and 15 have."
+    ))
+    .hint("Give the tablespaces places with --tablespace-mapping OLD=NEW or --restore-spec."))
 }
 
 /// Reads the manifest for what a worker must check per file; its text is fetched again for the copy, because it

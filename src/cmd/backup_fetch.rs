@@ -108,7 +108,8 @@ fn tablespace_options() -> [Arg; 4] {
             .help("Put tablespaces into pg_tblspc itself, as plain directories")
             .long_help(
                 "Put tablespaces into pg_tblspc itself, as plain directories without links. PostgreSQL needs\n\
-                 allow_in_place_tablespaces for that; it is set for the recovery.",
+                 allow_in_place_tablespaces for that; it is set for the recovery. PostgreSQL before 13.8 and 14.5\n\
+                 does not have it: there this is refused if the backup has tablespaces.",
             ),
         Arg::new("restore-spec")
             .long("restore-spec")

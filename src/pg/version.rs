@@ -134,6 +134,16 @@ impl ServerVersion {
         if self.major() >= 17 { 2 } else { 1 }
     }
 
+    /// Whether the server has `allow_in_place_tablespaces`, without which it refuses plain directories in
+    /// `pg_tblspc` at the end of a recovery. It came with 15 and, in August 2022, with 13.8 and 14.5.
+    pub fn has_in_place_tablespaces(self) -> bool {
+        match self.major() {
+            13 => self.0 >= 130_008,
+            14 => self.0 >= 140_005,
+            major => major >= 15,
+        }
+    }
+
     /// Whether the server knows READ_REPLICATION_SLOT.
     pub fn reads_slots(self) -> bool {
         self.major() >= 15
@@ -170,6 +180,23 @@ mod tests {
         assert!(new.backup_stop_sql().contains("pg_backup_stop(false)"));
         assert_eq!(ServerVersion(160014).manifest_version(), 1);
         assert_eq!(ServerVersion(170010).manifest_version(), 2);
+    }
+
+    #[test]
+    fn in_place_tablespaces_came_with_minor_releases() {
+        for (number, has) in [
+            (130_006, false),
+            (130_007, false),
+            (130_008, true),
+            (140_003, false),
+            (140_004, false),
+            (140_005, true),
+            (150_000, true),
+            (180_004, true),
+        ] {
+            let version = ServerVersion(number);
+            assert_eq!(version.has_in_place_tablespaces(), has, "{version}");
+        }
     }
 
     #[test]
