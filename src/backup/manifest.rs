@@ -53,3 +53,55 @@ impl<'a> ManifestObject<'a> {
         writer.finish(&[wal])?.finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{self, Compression, Method};
+    use crate::pg::manifest::Manifest;
+    use crate::pg::timestamp::Timestamp;
+    use crate::pg::{Lsn, TimelineId};
+    use crate::store::mem::MemStore;
+    use crate::store::{Key, Store};
+    use std::io::BufReader;
+
+    #[test]
+    fn wal_inside_a_backup_is_no_file_of_the_manifest() {
+        let store = MemStore::new();
+        let key = Key::new("backup_manifest.zst").unwrap();
+        let compression = Compression::new(Method::Zstd, None).unwrap();
+        let object = ObjectWriter::new(&store, key.clone(), compression).unwrap();
+        let manifest = ManifestObject::new(ServerVersion(150018), SystemId(7), object).unwrap();
+        for name in ["base/1/1", "pg_wal/000000010000000000000009", "pg_wall"] {
+            let name = name.into();
+            let (size, modified, crc32c) = (0, Timestamp(0), 0);
+            manifest
+                .add(&Finished {
+                    name,
+                    size,
+                    modified,
+                    crc32c,
+                })
+                .unwrap();
+        }
+        let timeline = TimelineId(1);
+        let (start, end) = (Lsn(0x100028), Lsn(0x100100));
+        manifest
+            .finish(WalRange {
+                timeline,
+                start,
+                end,
+            })
+            .unwrap();
+
+        let stored = store.get(&key, 0).unwrap();
+        let text = BufReader::new(codec::decoder(Method::Zstd, stored.reader));
+        let mut names = Vec::new();
+        Manifest::read(text, &mut |file| {
+            names.push(file.path.display().to_string());
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(names, ["base/1/1", "pg_wall"]);
+    }
+}
