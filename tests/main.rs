@@ -23,6 +23,7 @@ mod s3;
 mod support;
 mod support_smoke;
 mod tidy;
+mod versions;
 mod wal_fetch;
 mod wal_push;
 mod wire;

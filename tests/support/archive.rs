@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use super::cluster::{Builder, Cluster, pg_tool};
+use super::cluster::{Builder, Cluster};
 use super::minio::{Minio, Witness};
 use super::seawall::Seawall;
-use super::{Scratch, give_to_postgres, run};
+use super::{Scratch, give_to_postgres, judges};
 
 /// An archive in a directory or in a bucket.
 pub struct Archive<'a> {
@@ -61,7 +61,7 @@ impl<'a> Archive<'a> {
         Archive {
             scratch,
             env,
-            objects: Objects::Bucket(witness),
+            objects: Objects::Bucket(Box::new(witness)),
         }
     }
 
@@ -222,70 +222,15 @@ pub fn lsn(text: &Value) -> u64 {
     number(high) << 32 | number(low)
 }
 
-/// What a judge says of a restored directory that was not started yet: alone, and with its WAL. pg_verifybackup and
-/// pg_waldump of version 15 know the manifests up to 16 and the WAL of 15; a newer manifest is read by us.
+/// The judges' opinion of a restored directory that was not started yet: alone, and with its WAL.
 pub fn verify(data: &Path, wal: &Path) {
-    let version = fs::read_to_string(data.join("PG_VERSION")).expect("PG_VERSION");
-    let major: u32 = version.trim().parse().expect("a major version");
-    if major <= 16 {
-        run(pg_tool("pg_verifybackup").arg("--no-parse-wal").arg(data));
-    } else {
-        verify_by_manifest(data);
-    }
-    if major == 15 {
-        run(pg_tool("pg_verifybackup")
-            .arg("--wal-directory")
-            .arg(wal)
-            .arg(data));
-    }
+    judges::assert_verified(data);
+    judges::assert_wal_verified(data, wal);
 }
 
-/// Every file of the manifest has its size and its CRC-32C, and there are no others.
-fn verify_by_manifest(data: &Path) {
-    let manifest = fs::read(data.join("backup_manifest")).expect("backup_manifest");
-    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
-    assert_eq!(manifest["PostgreSQL-Backup-Manifest-Version"], 2);
-    assert!(manifest["System-Identifier"].is_u64());
-    let mut named = std::collections::BTreeSet::new();
-    for file in manifest["Files"].as_array().expect("files") {
-        let name = file["Path"].as_str().expect("a name in UTF-8");
-        named.insert(name.to_string());
-        let bytes = fs::read(data.join(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
-        if name == "postgresql.auto.conf" {
-            continue; // changed on purpose; pg_verifybackup looks away too
-        }
-        assert_eq!(file["Size"], bytes.len(), "{name}");
-        let crc = crc32c::crc32c(&bytes).to_le_bytes();
-        let crc: String = crc.iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(file["Checksum"], crc, "{name}");
-    }
-    let mut found = Vec::new();
-    files_below(data, data, &mut found);
-    let ignored = [
-        "backup_manifest",
-        "postgresql.auto.conf",
-        "recovery.signal",
-        "standby.signal",
-    ];
-    found.retain(|name| {
-        !named.contains(name) && !ignored.contains(&name.as_str()) && !name.starts_with("pg_wal/")
-    });
-    assert_eq!(found, [""; 0], "files that no manifest names");
-}
-
-/// pg_amcheck over all databases of a server; version 13 has only the half of it that looks at indexes.
+/// amcheck's opinion of all databases of a server.
 pub fn amcheck(cluster: &Cluster) {
-    if cluster.major() >= 14 {
-        run(cluster
-            .tool("pg_amcheck")
-            .args(["--all", "--install-missing", "--jobs=2"]));
-        return;
-    }
-    cluster.execute("create extension if not exists amcheck");
-    cluster.execute(
-        "select bt_index_check(c.oid, true) from pg_class c join pg_am a on a.oid = c.relam
-         where a.amname = 'btree' and c.relkind = 'i' and c.relpersistence = 'p'",
-    );
+    judges::assert_sound(cluster);
 }
 
 /// Decompresses with zstd(1).

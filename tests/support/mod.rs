@@ -15,6 +15,7 @@
 pub mod archive;
 pub mod certs;
 pub mod cluster;
+pub mod judges;
 pub mod minio;
 pub mod ports;
 pub mod proxy;
