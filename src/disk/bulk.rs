@@ -86,7 +86,7 @@ impl BulkFile {
             self.flush(whole)?;
         }
         if self.filled > 0 {
-            if self.filled % ALIGNMENT != 0 {
+            if !self.filled.is_multiple_of(ALIGNMENT) {
                 self.buffered()?;
             }
             self.flush(self.filled)?;
