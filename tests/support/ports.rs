@@ -25,7 +25,10 @@ pub fn free_port() -> u16 {
         let Ok(hold) = UnixListener::bind_addr(&name) else {
             continue; // another test's
         };
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            // A child that another thread forks right now has a copy until it executes its program: closing ours
+            // alone would leave the port taken for a while.
+            let _ = rustix::net::shutdown(&listener, rustix::net::Shutdown::Both);
             HELD.lock().expect("no test panics in here").push(hold);
             return port;
         }
