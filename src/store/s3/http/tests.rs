@@ -82,7 +82,7 @@ fn faults_of_a_connection_may_pass() {
 fn a_slow_answer_that_moves_is_not_cut() {
     let mut parts = vec!["HTTP/1.1 200 X\r\ncontent-length: 12\r\n\r\n".to_string()];
     parts.extend((0..6).map(|_| "ab".to_string()));
-    let server = serve(vec![Act::Drip(parts, IDLE / 12)]);
+    let server = serve(vec![Act::Drip(parts, IDLE / 4)]);
     assert_eq!(text(&client(None), &server.url).unwrap(), "abababababab");
 }
 
