@@ -528,12 +528,14 @@ fn a_state_directory_that_cannot_be_used_keeps_nobody_from_archiving() {
         "/proc/nowhere".into(),
     ];
     give_to_postgres(&theirs, 0);
+    // A new archive would not be begun where nobody remembers it; this one is known by its seawall.json.
+    push(&archive, &data, &wal.segments[3].name).run().ok();
     for (file, place) in wal.segments.iter().zip(places) {
         let push = push(&archive, &data, &file.name).env("SEAWALL_STATE_DIR", place);
         push.run()
             .expect(0, &["going on without writing to the state directory"]);
     }
-    assert_eq!(archive.keys("wal_005/").len(), 3);
+    assert_eq!(archive.keys("wal_005/").len(), 4);
     // But never in PGDATA: a base backup would carry it.
     scratch.file("data/PG_VERSION", "15\n");
     let inside =
