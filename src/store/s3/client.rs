@@ -12,6 +12,9 @@ use crate::pg::timestamp::Timestamp;
 use crate::store::{Key, When};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// The header that makes a PUT create-only.
+const CONDITION: &str = "if-none-match";
+
 /// What all requests share; uploads hold it too.
 pub(super) struct Client {
     pub(super) http: Http,
@@ -129,6 +132,8 @@ impl Client {
             headers: &headers,
             body: ask.body,
             local: None,
+            repeatable: ask.method != "POST"
+                && !ask.headers.iter().any(|(name, _)| *name == CONDITION),
         })
     }
 
@@ -155,7 +160,7 @@ impl Client {
     /// The header that forbids overwriting, unless it is known to be ignored.
     pub(super) fn condition(&self, when: When) -> Option<(&'static str, String)> {
         let asked = when == When::Absent && self.options.conditional_put != Some(false);
-        asked.then(|| ("if-none-match", "*".to_string()))
+        asked.then(|| (CONDITION, "*".to_string()))
     }
 }
 

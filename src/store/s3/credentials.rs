@@ -272,6 +272,7 @@ impl Provider {
                 headers: &[("content-type", "application/x-www-form-urlencoded")],
                 body: Some(form.as_bytes()),
                 local: None,
+                repeatable: true,
             },
         )?;
         let role = xml::assumed_role(&text).map_err(|reason| unreadable(&what, &reason))?;
@@ -443,6 +444,7 @@ fn local<'a>(
         headers,
         body,
         local: Some(LOCAL_PATIENCE),
+        repeatable: true,
     }
 }
 

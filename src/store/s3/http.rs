@@ -3,7 +3,8 @@
 //!
 //! * H1 A request that makes no progress for the idle time is cut, while sending, while waiting and within the body;
 //!   a slow one that moves is not.
-//! * H2 A kept-alive connection that turns out dead before the first byte of an answer is replaced once, silently.
+//! * H2 A kept-alive connection that turns out dead before the first byte of an answer is replaced once, silently,
+//!   if the request may be repeated.
 //!   Nothing else is retried here.
 //! * H3 Certificates are loaded with the first https request, not before: they cost milliseconds.
 //! * H4 Nothing is taken from the environment: no proxy, unless it is given.
@@ -60,6 +61,9 @@ pub struct Call<'a> {
     pub body: Option<&'a [u8]>,
     /// For services of the own machine or host (instance metadata): no proxy, and this patience instead.
     pub local: Option<Duration>,
+    /// Doing it twice has the answer of doing it once. A create-only PUT has not: the second one is refused because
+    /// of the first, and whoever counts its tries must know that there were two.
+    pub repeatable: bool,
 }
 
 /// The head of an answer, any status, with its body still to be read.
@@ -155,7 +159,8 @@ impl Http {
         let origin = origin_of(call.url).to_string();
         let failed = |cause| error::transport(&origin, "before it answered", cause);
         let mut outcome = self.try_once(&agent, call, IDLE_CONNECTION_MAX)?;
-        if matches!(&outcome, Err(ureq::Error::Other(cause)) if cause.is::<Stale>()) {
+        let stale = matches!(&outcome, Err(ureq::Error::Other(cause)) if cause.is::<Stale>());
+        if stale && call.repeatable {
             outcome = self.try_once(&agent, call, Duration::ZERO)?;
         }
         let (head, body) = outcome.map_err(failed)?.into_parts();

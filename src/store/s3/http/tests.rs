@@ -26,6 +26,7 @@ fn send(http: &Http, url: &str, body: Option<&[u8]>) -> Result<Answer> {
         headers: &[],
         body,
         local: None,
+        repeatable: true,
     })
 }
 
@@ -125,6 +126,23 @@ fn a_dead_kept_connection_is_replaced_once() {
 }
 
 #[test]
+fn what_may_be_done_once_only_is_not_repeated_in_silence() {
+    let server = serve(vec![Act::Say(answer(200, "", "fine")), Act::Close]);
+    let http = client(None);
+    text(&http, &server.url).unwrap();
+    let once = Call {
+        method: "PUT",
+        url: &server.url,
+        headers: &[],
+        body: Some(b"x"),
+        local: None,
+        repeatable: false,
+    };
+    assert_eq!(http.send(&once).err().unwrap().kind(), Kind::Transient);
+    assert_eq!(server.lines().len(), 2);
+}
+
+#[test]
 fn a_request_that_was_answered_is_not_repeated() {
     let part = "HTTP/1.1 200 X\r\ncontent-length: 10\r\n\r\n12345";
     let server = serve(vec![
@@ -192,6 +210,7 @@ fn a_proxy_is_asked_for_what_is_not_local() {
         headers: &[],
         body: None,
         local: Some(Duration::from_secs(5)),
+        repeatable: true,
     };
     assert_eq!(http.send(&call).unwrap().text(10).unwrap(), "near");
     // The proxy resolves the name, not this host.
