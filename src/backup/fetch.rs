@@ -89,10 +89,16 @@ pub fn fetch(
         .parts(details, options.threads)
         .and_then(|()| restore.finish(&details.manifest, &settings));
     restored.map_err(|e| {
-        e.context(format!("backup {} was not restored", backup.id)).hint(format!(
-            "\"{}\" is incomplete and cannot be started (it has no global/pg_control). Remove it before you try again.",
-            data.display()
-        ))
+        let e = e
+            .context(format!("backup {} was not restored", backup.id))
+            .also(format!(
+                "\"{}\" is incomplete and cannot be started: it has no global/pg_control.",
+                data.display()
+            ));
+        match e.hint_text() {
+            Some(_) => e,
+            None => e.hint("Remove what is there before you try again."),
+        }
     })
 }
 
