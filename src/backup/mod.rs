@@ -6,6 +6,7 @@
 //! fetch    parts of the store → pool ⟨decode, untar, check against the manifest⟩ → disk → sync → pg_control
 //! ```
 
+pub mod copy;
 pub mod expected;
 pub mod fetch;
 pub mod history;
@@ -24,6 +25,7 @@ pub mod scan;
 pub mod server;
 pub mod spec;
 pub mod target;
+pub mod wal;
 
 use crate::pg::timestamp::Timestamp;
 use std::time::{SystemTime, UNIX_EPOCH};

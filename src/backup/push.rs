@@ -3,47 +3,28 @@
 //! The order is the promise: owner first; every file read before the server is told to stop; the sentinel last,
 //! and only when the WAL from start to stop is archived and the store shows every part in its full size.
 
-use super::manifest::ManifestObject;
+use super::copy::{Copied, Directory};
 use super::owner::{self, Owner};
-use super::pack::Packing;
-use super::pages::{Finished, PageRules, Source};
-use super::plan::{self, Plan};
+use super::plan::Plan;
 use super::progress::Progress;
-use super::scan::{Found, Scan};
-use super::{file_mode, history, now, server, spec};
+use super::{now, server};
 use crate::archive::Archive;
 use crate::archive::identity::Identity;
 use crate::archive::keys::BackupId;
-use crate::archive::object::ObjectWriter;
 use crate::archive::sentinel::{
     self, Details, Metadata, Mode, Object, PageChecksums, Sentinel, Spec,
 };
-use crate::codec::digest::Crc32c;
-use crate::disk::{self, FileKind};
 use crate::error::{Error, Kind, Result};
 use crate::limits;
 use crate::pg::control::ControlFile;
 use crate::pg::manifest::WalRange;
-use crate::pg::page::PAGE_BYTES;
 use crate::pg::timestamp::Timestamp;
 use crate::pg::version::ServerVersion;
-use crate::pg::{Lsn, Segment, TimelineId};
+use crate::pg::{Lsn, TimelineId};
 use crate::wire::Conn;
-use crate::work::pool;
-use crate::work::rate::RateLimit;
 use crate::work::stop::Stop;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// First pause between two looks for the backup's WAL: an archiver that works is done in a moment.
-const WAL_PAUSE_FIRST: Duration = Duration::from_millis(20);
-
-/// Longest pause between two looks; each is a LIST.
-const WAL_PAUSE_MAX: Duration = Duration::from_secs(1);
-
-/// How often the log says that the backup still waits.
-const WAL_REPORT: Duration = Duration::from_secs(30);
+use std::time::Duration;
 
 /// What the operator asked for.
 #[derive(Clone, Debug)]
@@ -129,7 +110,6 @@ impl Job<'_> {
     /// Backs up the data directory of a server that was shut down cleanly. The WAL that it needs is inside.
     pub fn offline(&self, data: &Path) -> Result<Taken> {
         let control = super::offline::shut_down_cluster(data)?;
-        let stop = control.checkpoint_end();
         let identity = Identity {
             system_id: control.system_id,
             major: control.major,
@@ -145,9 +125,7 @@ impl Job<'_> {
             start: control.redo,
             start_time: now(),
         };
-        self.owned(&facts, |job| {
-            job.offline_started(data, &control, stop, &facts)
-        })
+        self.owned(&facts, |job| job.offline_started(data, control, &facts))
     }
 
     /// Takes the backup's name, does the work, and removes what it stored if it fails. The sentinel comes last.
@@ -188,134 +166,39 @@ impl Job<'_> {
         server: &server::Server,
         facts: &Facts,
     ) -> Result<Taken> {
-        self.archive_history(facts, history::in_directory(data, facts.timeline)?)?;
-        let scan = Scan::new(data, server.version_directory())?;
-        let spec = spec::of(data, &scan.tablespaces)?;
-        let rules = self.checks_pages(server.data_checksums, &server::control_file(data)?);
-        let manifest = self.manifest(facts)?;
-        let rate = self.options.rate_limit.map(RateLimit::new);
-        let packing = Packing::new(
-            self.archive.compression,
-            self.options.threads,
-            Some(&manifest),
-            rate.as_ref(),
-            self.progress,
-            self.stop,
-        )?;
-        let mut plan = self.plan(facts, self.measure(&scan)?);
-        pool::run(
-            "backup",
-            self.options.threads,
-            self.stop,
-            |submit| {
-                self.files(
-                    &scan,
-                    &mut plan,
-                    &manifest,
-                    rules.then_some(facts.start),
-                    submit,
-                )?;
-                plan.flush(submit)
-            },
-            |worker, chunk| packing.pack(worker, chunk),
-        )?;
-        // Nothing is being read any more: pg_control is the last.
-        let submit = &mut |chunk| packing.pack(0, chunk);
-        self.control_file(data, &mut plan, &manifest, submit)?;
-        // Only now: everything was read while the server was in backup mode.
-        let stopped = server::stop_backup(conn, server)?;
-        let (name, label) = (Path::new("backup_label"), stopped.label.as_bytes());
-        self.memory_file(data, name, label, &mut plan, &manifest, submit)?;
-        plan.close(submit)?;
-        let findings = self.findings(&packing, rules);
-        drop(packing);
-        log::info!("all files are stored; the backup ends at {}", stopped.stop);
-        self.wait_for_wal(facts, stopped.stop, Some(conn))?;
-        let stored = self.stored(&plan, manifest, facts, stopped.stop, findings)?;
-        self.complete(facts, stopped.stop, spec, stored, &server.version_text)
-    }
-
-    fn offline_started(
-        &self,
-        data: &Path,
-        control: &ControlFile,
-        stop: Lsn,
-        facts: &Facts,
-    ) -> Result<Taken> {
-        self.archive_history(facts, history::in_directory(data, facts.timeline)?)?;
-        let scan = Scan::new(
+        let directory = Directory {
             data,
-            format!("PG_{}_{}", control.major, control.catalog_version),
-        )?;
-        let spec = spec::of(data, &scan.tablespaces)?;
-        let rules = self.checks_pages(control.data_checksums, control);
-        let manifest = self.manifest(facts)?;
-        let rate = self.options.rate_limit.map(RateLimit::new);
-        let packing = Packing::new(
-            self.archive.compression,
-            self.options.threads,
-            Some(&manifest),
-            rate.as_ref(),
-            self.progress,
-            self.stop,
-        )?;
-        let mut plan = self.plan(facts, self.measure(&scan)?);
-        let segments = sentinel::needed_segments(
-            facts.timeline,
-            facts.start,
-            stop,
-            facts.identity.segment_size,
-        )?;
-        pool::run(
-            "backup",
-            self.options.threads,
-            self.stop,
-            |submit| {
-                self.files(
-                    &scan,
-                    &mut plan,
-                    &manifest,
-                    rules.then_some(Lsn(u64::MAX)),
-                    submit,
-                )?;
-                super::offline::wal_members(data, &segments, &mut plan, submit)?;
-                self.control_file(data, &mut plan, &manifest, submit)?;
-                plan.close(submit)
-            },
-            |worker, chunk| packing.pack(worker, chunk),
-        )?;
-        let again = super::offline::shut_down_cluster(data)?;
-        if again.checkpoint != control.checkpoint {
-            return Err(Error::new(
-                Kind::Refused,
-                "the server was started while its files were read",
-            )
-            .hint("Begin again: with the server shut down, or without --while-offline."));
-        }
-        let findings = self.findings(&packing, rules);
-        drop(packing);
-        let stored = self.stored(&plan, manifest, facts, stop, findings)?;
-        self.complete(
-            facts,
-            stop,
-            spec,
-            stored,
-            &format!("PostgreSQL {}", facts.version),
-        )
+            version_directory: server.version_directory(),
+            control: server::control_file(data)?,
+            excused_from: facts.start,
+        };
+        let copied = self.copied(facts, &directory, |tail| {
+            // Only now: everything was read while the server was in backup mode.
+            let stopped = server::stop_backup(conn, server)?;
+            tail.file(Path::new("backup_label"), stopped.label.as_bytes())?;
+            Ok(stopped.stop)
+        })?;
+        log::info!("all files are stored; the backup ends at {}", copied.stop);
+        self.wait_for_wal(facts, copied.stop, Some(conn))?;
+        self.finished(facts, copied, &server.version_text)
     }
 
-    /// Pages are checked where they carry checksums and have the size that every packaged PostgreSQL has.
-    fn checks_pages(&self, checksums: bool, control: &ControlFile) -> bool {
-        let usual = control.block_size as usize == PAGE_BYTES
-            && control.blocks_per_file == PageRules::BLOCKS_PER_FILE;
-        checksums && self.options.verify_checksums && usual
-    }
-
-    fn manifest(&self, facts: &Facts) -> Result<ManifestObject<'_>> {
-        let compression = self.archive.compression;
-        let key = facts.id.manifest(compression.method);
-        let object = ObjectWriter::new(&*self.archive.store, key, compression)?;
-        ManifestObject::new(facts.version, facts.identity.system_id, object)
+    fn offline_started(&self, data: &Path, control: ControlFile, facts: &Facts) -> Result<Taken> {
+        let directory = Directory {
+            data,
+            version_directory: format!("PG_{}_{}", control.major, control.catalog_version),
+            control,
+            excused_from: Lsn(u64::MAX),
+        };
+        let stop = directory.control.checkpoint_end();
+        let size = facts.identity.segment_size;
+        let segments = sentinel::needed_segments(facts.timeline, facts.start, stop, size)?;
+        let copied = self.copied(facts, &directory, |tail| {
+            tail.wal(&segments)?;
+            super::offline::refuse_started(data, &directory.control)?;
+            Ok(stop)
+        })?;
+        self.finished(facts, copied, &format!("PostgreSQL {}", facts.version))
     }
 
     /// A plan whose parts are large enough that there are never too many.
@@ -330,175 +213,20 @@ impl Job<'_> {
         )
     }
 
-    /// Adds up what will be read, for the progress and the size of the parts.
-    fn measure(&self, scan: &Scan<'_>) -> Result<u64> {
-        let mut total = 0;
-        scan.walk(&mut |found| {
-            if found.stat.kind == FileKind::File {
-                total += found.stat.size;
-            }
-            self.stop.check()
-        })?;
-        self.progress.expect(total);
-        Ok(total)
-    }
-
-    fn files<'p>(
-        &self,
-        scan: &Scan<'_>,
-        plan: &mut Plan<'p>,
-        manifest: &ManifestObject<'_>,
-        checked_before: Option<Lsn>,
-        submit: plan::Submit<'_, 'p>,
-    ) -> Result<()> {
-        scan.walk(&mut |found| match found.stat.kind {
-            FileKind::Directory => plan.directory(
-                found.name,
-                found.stat.mode,
-                found.stat.modified.secs(),
-                submit,
-            ),
-            _ => file(&found, plan, manifest, checked_before, submit),
-        })
-    }
-
-    /// pg_control in one read, again until its CRC is right: the server may be writing it.
-    fn control_file<'p>(
-        &self,
-        data: &Path,
-        plan: &mut Plan<'p>,
-        manifest: &ManifestObject<'_>,
-        submit: plan::Submit<'_, 'p>,
-    ) -> Result<()> {
-        let path = data.join("global/pg_control");
-        for _ in 0..50 {
-            let bytes = disk::read_small(&path)?;
-            match ControlFile::parse(&bytes) {
-                Ok(_) => {
-                    let name = Path::new("global/pg_control");
-                    return self.memory_file(data, name, &bytes, plan, manifest, submit);
-                }
-                Err(e) => log::debug!("pg_control is read again: {}", e.one_line()),
-            }
-            self.stop.wait(Duration::from_millis(20));
-            self.stop.check()?;
-        }
-        Err(Error::new(
-            Kind::Corrupt,
-            format!("\"{}\" has a wrong checksum", path.display()),
-        )
-        .hint("Check the server's disk before anything else."))
-    }
-
-    /// A small file whose bytes we hold, with the mode that the server would give it.
-    fn memory_file<'p>(
-        &self,
-        data: &Path,
-        name: &Path,
-        bytes: &[u8],
-        plan: &mut Plan<'p>,
-        manifest: &ManifestObject<'_>,
-        submit: plan::Submit<'_, 'p>,
-    ) -> Result<()> {
-        let mut crc = Crc32c::new();
-        crc.update(bytes);
-        let modified = now();
-        manifest.add(&Finished {
-            name: name.to_path_buf(),
-            size: bytes.len() as u64,
-            modified,
-            crc32c: crc.value(),
-        })?;
-        let mode = file_mode(disk::stat(data)?.map_or(0, |stat| stat.mode));
-        plan.member(name, mode, modified.secs(), bytes, submit)
-    }
-
-    fn findings(&self, packing: &Packing<'_, '_>, checked: bool) -> PageChecksums {
-        let found = packing
-            .findings
-            .lock()
-            .expect("the workers have ended")
-            .clone();
-        PageChecksums { checked, ..found }
-    }
-
-    /// Waits until every segment from start to the last byte of the backup is archived (P5).
-    pub(super) fn wait_for_wal(
-        &self,
-        facts: &Facts,
-        stop: Lsn,
-        mut conn: Option<&mut Conn>,
-    ) -> Result<()> {
-        let segments = sentinel::needed_segments(
-            facts.timeline,
-            facts.start,
-            stop,
-            facts.identity.segment_size,
-        )?;
-        let (began, mut pause, mut next_report) = (Instant::now(), WAL_PAUSE_FIRST, Duration::ZERO);
-        loop {
-            let missing = self.archive.missing_wal(&segments)?;
-            let Some(first) = missing.first() else {
-                return Ok(());
-            };
-            let waited = began.elapsed();
-            if waited >= self.options.wal_timeout {
-                return Err(self.wal_is_missing(first, missing.len(), conn.take()));
-            }
-            if waited >= next_report {
-                log::info!(
-                    "waiting for {} WAL segments to be archived, from {first}",
-                    missing.len()
-                );
-                next_report = waited + WAL_REPORT;
-            }
-            self.stop.wait(pause.min(self.options.wal_timeout - waited));
-            self.stop.check()?;
-            pause = (pause * 2).min(WAL_PAUSE_MAX);
-        }
-    }
-
-    fn wal_is_missing(&self, first: &Segment, count: usize, conn: Option<&mut Conn>) -> Error {
-        let told = conn.and_then(|conn| server::last_archiver_failure(conn).ok().flatten());
-        let detail = told.map(|text| format!(" {text}")).unwrap_or_default();
-        Error::new(
-            Kind::Unavailable,
-            format!(
-                "WAL segment {first} was not archived within {} s",
-                self.options.wal_timeout.as_secs()
-            ),
-        )
-        .detail(format!(
-            "{count} of the segments that the backup needs are not in {}.{detail}",
-            self.archive.store.location()
-        ))
-        .hint(
-            "Check archive_mode, archive_command and the server's log; the backup was removed. \
-                 --wal-timeout waits longer.",
-        )
-    }
-
-    /// Collects the finished objects and asks the store whether it shows them in full.
-    fn stored(
-        &self,
-        plan: &Plan<'_>,
-        manifest: ManifestObject<'_>,
-        facts: &Facts,
-        stop: Lsn,
-        findings: PageChecksums,
-    ) -> Result<Stored> {
+    /// The files are stored and the WAL is there: ends the manifest and writes the documents.
+    fn finished(&self, facts: &Facts, copied: Copied<'_>, version_text: &str) -> Result<Taken> {
         let range = WalRange {
             timeline: facts.timeline,
             start: facts.start,
-            end: stop,
+            end: copied.stop,
         };
-        let manifest = manifest.finish(range)?;
-        Ok(Stored {
-            parts: finished_parts(plan)?,
-            manifest,
-            file_bytes: plan.file_bytes,
-            findings,
-        })
+        let stored = Stored {
+            manifest: copied.manifest.finish(range)?,
+            parts: finished_parts(&copied.plan)?,
+            file_bytes: copied.plan.file_bytes,
+            findings: copied.findings,
+        };
+        self.complete(facts, copied.stop, copied.spec, stored, version_text)
     }
 
     /// Everything is stored: the documents. The sentinel is left to `owned`.
@@ -584,38 +312,12 @@ pub(super) fn finished_parts(plan: &Plan<'_>) -> Result<Vec<Object>> {
         .collect()
 }
 
-/// Opens and announces a file; one that vanished since it was listed is left to the WAL.
-fn file<'p>(
-    found: &Found<'_>,
-    plan: &mut Plan<'p>,
-    manifest: &ManifestObject<'_>,
-    checked_before: Option<Lsn>,
-    submit: plan::Submit<'_, 'p>,
-) -> Result<()> {
-    let file = match disk::open(&found.source) {
-        Err(e) if e.kind() == Kind::Missing => return Ok(()),
-        other => other?,
-    };
-    let stat = disk::stat_open(&file, &found.source)?;
-    let rules = checked_before.and_then(|before| plan::page_rules(found.name, before));
-    let source = Arc::new(Source::new(
-        found.name.to_path_buf(),
-        file,
-        stat.size,
-        stat.modified,
-        rules,
-    ));
-    if stat.size == 0 {
-        manifest.add(&source.finished(0))?;
-    }
-    plan.file(source, stat.mode, submit)
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::parts::Part;
     use super::super::progress::Unwatched;
     use super::*;
+    use crate::archive::object::ObjectWriter;
     use crate::archive::state::State;
     use crate::codec::{Compression, Method};
     use crate::pg::{SegmentSize, SystemId};

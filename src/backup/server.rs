@@ -23,8 +23,6 @@ pub struct Server {
     pub catalog_version: u32,
     /// Whether it is a standby.
     pub in_recovery: bool,
-    /// Whether pages carry checksums.
-    pub data_checksums: bool,
     /// Seconds since 1970 when the postmaster started, as in line 3 of postmaster.pid.
     pub started: i64,
     /// `archive_mode`.
@@ -44,7 +42,7 @@ const FACTS: &str = "SELECT version() AS version_text, pg_is_in_recovery() AS in
     (SELECT system_identifier FROM pg_control_system()) AS system_identifier, \
     (SELECT catalog_version_no FROM pg_control_system()) AS catalog_version, \
     (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size') AS segment_size, \
-    current_setting('data_checksums') AS data_checksums, current_setting('archive_mode') AS archive_mode, \
+    current_setting('archive_mode') AS archive_mode, \
     floor(extract(epoch FROM pg_postmaster_start_time()))::bigint AS started";
 
 /// Asks for everything at once.
@@ -63,7 +61,6 @@ pub fn ask(conn: &mut Conn) -> Result<Server> {
         },
         catalog_version: number(&rows, "catalog_version")?,
         in_recovery: text(&rows, "in_recovery")? == "t",
-        data_checksums: text(&rows, "data_checksums")? == "on",
         started: number(&rows, "started")?,
         archive_mode: text(&rows, "archive_mode")?,
     })
