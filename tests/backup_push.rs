@@ -372,6 +372,16 @@ fn matrix_a_standby_is_refused_as_the_source() {
         rest.retain(|key| !key.contains(&backups[0]));
         assert_eq!(rest, [""; 0], "nothing of it is left");
     }
+
+    // A standby that was shut down cleanly is none the less a standby.
+    standby.stop(Stop::Fast);
+    let offline = archive
+        .seawall()
+        .args(["backup-push", "--while-offline"])
+        .arg(standby.data());
+    let refused = offline.run();
+    refused.expect(3, &["the server is a standby", "promote this server first"]);
+    assert_eq!(archive.backups(), backups);
 }
 
 #[test]

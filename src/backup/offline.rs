@@ -17,6 +17,11 @@ pub fn shut_down_cluster(data: &Path) -> Result<ControlFile> {
         .hint("Shut the server down, or take the backup without --while-offline."));
     }
     let control = ControlFile::parse(&disk::read_small(&data.join("global/pg_control"))?)?;
+    if control.state == ClusterState::ShutDownInRecovery {
+        return Err(Error::new(Kind::Refused, "the server is a standby")
+            .detail("Base backups are taken from the primary in this release.")
+            .hint("Take the backup on the primary, or promote this server first."));
+    }
     if control.state != ClusterState::ShutDown {
         return Err(
             Error::new(Kind::Refused, "the server was not shut down cleanly")
