@@ -560,6 +560,7 @@ fn matrix_a_server_that_is_shut_down_is_backed_up_with_its_wal() {
         space.display()
     ));
     production.execute("create table t tablespace s as select generate_series(1, 1000) as n");
+    production.execute("create unlogged table u as select generate_series(1, 500) as n");
     let offline = |cluster: &Cluster| {
         archive
             .seawall()
@@ -601,6 +602,9 @@ fn matrix_a_server_that_is_shut_down_is_backed_up_with_its_wal() {
     let mut copy = Cluster::builder(&scratch, "copy").on(data);
     copy.start();
     assert_eq!(copy.number("select count(*) from t"), 1000);
+    // No recovery makes unlogged tables anew: they are as they were.
+    assert_eq!(copy.number("select count(*) from u"), 500);
+    copy.execute("insert into u values (501)");
     archive::amcheck(&copy);
 
     // and a server that crashed is refused.

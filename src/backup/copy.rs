@@ -8,7 +8,7 @@ use super::pack::Packing;
 use super::pages::{Finished, PageRules, Source};
 use super::plan::{self, Plan};
 use super::push::{Facts, Job};
-use super::scan::{Found, Scan};
+use super::scan::{Found, Scan, Unlogged};
 use super::{file_mode, history, now, spec};
 use crate::archive::object::ObjectWriter;
 use crate::archive::sentinel::{PageChecksums, Spec};
@@ -29,6 +29,8 @@ pub(super) struct Directory<'a> {
     pub data: &'a Path,
     /// The one directory of a tablespace that is this server's.
     pub version_directory: String,
+    /// What of unlogged relations is read.
+    pub unlogged: Unlogged,
     /// Its pg_control, as it was in the beginning.
     pub control: ControlFile,
     /// Pages changed from here on are mended by the WAL, whatever we read of them.
@@ -63,7 +65,11 @@ impl Job<'_> {
     ) -> Result<Copied<'_>> {
         let data = directory.data;
         self.archive_history(facts, history::in_directory(data, facts.timeline)?)?;
-        let scan = Scan::new(data, directory.version_directory.clone())?;
+        let scan = Scan::new(
+            data,
+            directory.version_directory.clone(),
+            directory.unlogged,
+        )?;
         let spec = spec::of(data, &scan.tablespaces)?;
         let rules = self.page_rules(directory);
         let manifest = self.manifest(facts)?;

@@ -7,6 +7,7 @@ use super::copy::{Copied, Directory};
 use super::owner::{self, Owner};
 use super::plan::Plan;
 use super::progress::Progress;
+use super::scan::Unlogged;
 use super::{now, server};
 use crate::archive::Archive;
 use crate::archive::identity::Identity;
@@ -169,6 +170,7 @@ impl Job<'_> {
         let directory = Directory {
             data,
             version_directory: server.version_directory(),
+            unlogged: Unlogged::InitFork,
             control: server::control_file(data)?,
             excused_from: facts.start,
         };
@@ -187,6 +189,7 @@ impl Job<'_> {
         let directory = Directory {
             data,
             version_directory: format!("PG_{}_{}", control.major, control.catalog_version),
+            unlogged: Unlogged::AllForks,
             control,
             excused_from: Lsn(u64::MAX),
         };

@@ -30,6 +30,15 @@ pub struct Tablespace {
     pub location: PathBuf,
 }
 
+/// What of unlogged relations belongs into a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unlogged {
+    /// The init fork alone: a copy of a running server begins with recovery, which makes the others from it.
+    InitFork,
+    /// All forks: a copy of a server that was shut down begins as it ended, without recovery.
+    AllForks,
+}
+
 /// Directories whose contents the server makes anew; the directory itself belongs into the backup.
 const EMPTY_DIRECTORIES: &[&str] = &[
     "pg_dynshmem",
@@ -66,11 +75,12 @@ pub struct Scan<'a> {
     pub tablespaces: Vec<Tablespace>,
     /// The one directory of a tablespace that is this server's: `PG_<major>_<catalog version>`.
     version_directory: String,
+    unlogged: Unlogged,
 }
 
 impl<'a> Scan<'a> {
     /// A walk over `data`, of a server whose tablespaces have `version_directory`.
-    pub fn new(data: &'a Path, version_directory: String) -> Result<Scan<'a>> {
+    pub fn new(data: &'a Path, version_directory: String, unlogged: Unlogged) -> Result<Scan<'a>> {
         let mut tablespaces = Vec::new();
         for entry in tree::walk_dir(&data.join("pg_tblspc"))? {
             if entry.stat.kind == FileKind::Symlink
@@ -87,6 +97,7 @@ impl<'a> Scan<'a> {
             data,
             tablespaces,
             version_directory,
+            unlogged,
         })
     }
 
@@ -118,7 +129,10 @@ impl<'a> Scan<'a> {
             Err(e) if e.kind() == Kind::Missing && name.components().count() > 1 => return Ok(()),
             other => other?,
         };
-        let unlogged = unlogged_relations(name, &entries);
+        let unlogged = match self.unlogged {
+            Unlogged::InitFork => unlogged_relations(name, &entries),
+            Unlogged::AllForks => HashSet::new(),
+        };
         for entry in &entries {
             let member = name.join(&entry.name);
             if self.left_out(&member, entry, &unlogged) {
@@ -424,8 +438,7 @@ mod tests {
         std::fs::create_dir_all(data.join("pg_tblspc")).unwrap();
         std::os::unix::fs::symlink(&space, data.join("pg_tblspc/16400")).unwrap();
 
-        let scan = Scan::new(&data, "PG_15_202209061".into()).unwrap();
-        let names = names(&scan);
+        let scan = |unlogged| Scan::new(&data, "PG_15_202209061".into(), unlogged).unwrap();
         let expected = [
             ".",
             "PG_VERSION",
@@ -452,9 +465,16 @@ mod tests {
             "pg_xact/0000",
             "postgresql.conf",
         ];
-        assert_eq!(names, expected);
+        assert_eq!(names(&scan(Unlogged::InitFork)), expected);
+        // Without recovery nothing would make the other forks of an unlogged relation.
+        let mut expected = expected.to_vec();
+        expected.splice(
+            4..5,
+            ["base/5/16384", "base/5/16384_init", "base/5/16384_vm"],
+        );
+        assert_eq!(names(&scan(Unlogged::AllForks)), expected);
         assert_eq!(
-            scan.tablespaces,
+            scan(Unlogged::InitFork).tablespaces,
             [Tablespace {
                 oid: 16400,
                 location: space
@@ -486,7 +506,7 @@ mod tests {
         link("16401");
         link("other");
         std::fs::write(data.join("pg_tblspc/note"), "x").unwrap();
-        let scan = Scan::new(&data, "PG_15_1".into()).unwrap();
+        let scan = Scan::new(&data, "PG_15_1".into(), Unlogged::InitFork).unwrap();
         link("16402");
         std::fs::remove_file(data.join("pg_tblspc/16401")).unwrap();
         let expected = [
@@ -508,7 +528,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("memory")).unwrap();
         std::fs::write(dir.path().join("memory/x"), "").unwrap();
         std::os::unix::fs::symlink("../memory", data.join("pg_stat_tmp")).unwrap();
-        let scan = Scan::new(&data, "PG_15_1".into()).unwrap();
+        let scan = Scan::new(&data, "PG_15_1".into(), Unlogged::InitFork).unwrap();
         assert_eq!(names(&scan), [".", "pg_stat_tmp", "pg_tblspc"]);
     }
 }
