@@ -17,6 +17,10 @@ pub const TAR_PART_BYTES: u64 = 256 << 20;
 /// Most tar parts of one backup; a larger database gets larger parts, so that listings stay short.
 pub const TAR_PARTS_MAX: u64 = 10_000;
 
+/// Pages that look bad because they were being written, kept until the end of a backup shows whether they were. A page
+/// is read five times before; more than a handful means damage.
+pub const EXCUSED_PAGES_MAX: usize = 10_000;
+
 /// Largest JSON document (sentinel, metadata, identity) that is read into memory.
 pub const JSON_BYTES_MAX: u64 = 64 << 20;
 

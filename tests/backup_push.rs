@@ -532,6 +532,42 @@ fn matrix_damaged_pages_are_found_and_the_backup_is_complete() {
 }
 
 #[test]
+fn a_page_that_says_it_is_newer_than_the_wal_is_damaged() {
+    // Given a server with checksums and a page of ones, which by its position was changed at the end of all time,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = archive.builder("production").checksums(true).start();
+    production
+        .execute("create table t as select n, repeat('x', 500) from generate_series(1, 2000) n");
+    let relation = production.value("select pg_relation_filepath('t')");
+    production.stop(Stop::Fast);
+    let path = production.data().join(&relation);
+    let mut file = fs::OpenOptions::new().write(true).open(path).expect("t");
+    file.seek(SeekFrom::Start(3 * 8192)).expect("seek");
+    file.write_all(&[0xFF; 8192]).expect("write");
+    drop(file);
+    let damaged =
+        json!({"checked": true, "bad_pages": 1, "first_bad": [format!("{relation}, block 3")]});
+
+    // when it is backed up, down or running, then the page is found.
+    let offline = archive
+        .seawall()
+        .args(["backup-push", "--while-offline"])
+        .arg(production.data());
+    offline
+        .run()
+        .expect(13, &["1 pages have wrong checksums", &relation]);
+    let sentinel = archive.sentinel(&archive.latest());
+    assert_eq!(sentinel["seawall"]["page_checksums"], damaged);
+    production.start();
+    let local = push(&archive, &production, "local").run();
+    local.expect(13, &["1 pages have wrong checksums", &relation]);
+    let sentinel = archive.sentinel(&archive.latest());
+    assert_eq!(sentinel["seawall"]["mode"], "local");
+    assert_eq!(sentinel["seawall"]["page_checksums"], damaged);
+}
+
+#[test]
 fn pages_of_a_cluster_without_checksums_count_as_unchecked() {
     let scratch = Scratch::new();
     let archive = Archive::directory(&scratch, "archive");

@@ -33,8 +33,9 @@ pub(super) struct Directory<'a> {
     pub unlogged: Unlogged,
     /// Its pg_control, as it was in the beginning.
     pub control: ControlFile,
-    /// Pages changed from here on are mended by the WAL, whatever we read of them.
-    pub excused_from: Lsn,
+    /// Pages changed from here to the backup's end are mended by the WAL, whatever we read of them; `None`: nobody
+    /// writes them.
+    pub excused_from: Option<Lsn>,
 }
 
 /// Files that are stored; their manifest still lacks its end.
@@ -63,7 +64,7 @@ impl Job<'_> {
         directory: &Directory<'_>,
         end: impl FnOnce(&mut Tail<'_, '_, '_>) -> Result<Lsn>,
     ) -> Result<Copied<'_>> {
-        let data = directory.data;
+        let (data, excused_from) = (directory.data, directory.excused_from);
         self.archive_history(facts, history::in_directory(data, facts.timeline)?)?;
         let scan = Scan::new(
             data,
@@ -71,7 +72,7 @@ impl Job<'_> {
             directory.unlogged,
         )?;
         let spec = spec::of(data, &scan.tablespaces)?;
-        let rules = self.page_rules(directory);
+        let checks = self.checks_pages(&directory.control);
         let manifest = self.manifest(facts)?;
         let rate = self.options.rate_limit.map(RateLimit::new);
         let packing = Packing::new(
@@ -93,7 +94,10 @@ impl Job<'_> {
                         let modified = found.stat.modified.secs();
                         plan.directory(found.name, found.stat.mode, modified, submit)
                     }
-                    _ => file(&found, &mut plan, &manifest, rules, submit),
+                    _ => {
+                        let rules = checks.then(|| plan::page_rules(found.name, excused_from));
+                        file(&found, rules.flatten(), &mut plan, &manifest, submit)
+                    }
                 })?;
                 plan.flush(submit)
             },
@@ -108,12 +112,10 @@ impl Job<'_> {
         self.control_file(&mut tail)?;
         let stop = end(&mut tail)?;
         plan.close(&mut |chunk| packing.pack(0, chunk))?;
-        let found = packing.findings.lock().expect("the workers have ended");
         let findings = PageChecksums {
-            checked: rules.is_some(),
-            ..found.clone()
+            checked: checks,
+            ..packing.findings(stop)
         };
-        drop(found);
         drop(packing);
         Ok(Copied {
             plan,
@@ -125,12 +127,10 @@ impl Job<'_> {
     }
 
     /// Pages are checked where they carry checksums and have the size that every packaged PostgreSQL has.
-    fn page_rules(&self, directory: &Directory<'_>) -> Option<Lsn> {
-        let control = &directory.control;
+    fn checks_pages(&self, control: &ControlFile) -> bool {
         let usual = control.block_size as usize == PAGE_BYTES
             && control.blocks_per_file == PageRules::BLOCKS_PER_FILE;
-        (usual && control.data_checksums && self.options.verify_checksums)
-            .then_some(directory.excused_from)
+        usual && control.data_checksums && self.options.verify_checksums
     }
 
     fn manifest(&self, facts: &Facts) -> Result<ManifestObject<'_>> {
@@ -215,9 +215,9 @@ impl Tail<'_, '_, '_> {
 /// Opens and announces a file; one that vanished since it was listed is left to the WAL.
 fn file<'p>(
     found: &Found<'_>,
+    rules: Option<PageRules>,
     plan: &mut Plan<'p>,
     manifest: &ManifestObject<'_>,
-    rules: Option<Lsn>,
     submit: plan::Submit<'_, 'p>,
 ) -> Result<()> {
     let file = match disk::open(&found.source) {
@@ -225,7 +225,6 @@ fn file<'p>(
         other => other?,
     };
     let stat = disk::stat_open(&file, &found.source)?;
-    let rules = rules.and_then(|before| plan::page_rules(found.name, before));
     let source = Arc::new(Source::new(
         found.name.to_path_buf(),
         file,

@@ -7,7 +7,8 @@ use super::progress::Progress;
 use crate::archive::sentinel::PageChecksums;
 use crate::codec::{Compression, Compressor};
 use crate::error::Result;
-use crate::limits::CHUNK_BYTES;
+use crate::limits::{CHUNK_BYTES, EXCUSED_PAGES_MAX};
+use crate::pg::Lsn;
 use crate::work::rate::RateLimit;
 use crate::work::stop::Stop;
 use std::sync::Mutex;
@@ -19,12 +20,19 @@ pub const BAD_PAGES_NAMED: usize = 100;
 pub struct Packing<'a, 'm> {
     /// Files that were read to their end; `None` when the server sends its own manifest.
     manifest: Option<&'a ManifestObject<'m>>,
-    /// Bad pages so far.
-    pub findings: Mutex<PageChecksums>,
+    found: Mutex<Found>,
     rate: Option<&'a RateLimit>,
     progress: &'a dyn Progress,
     stop: &'a Stop,
     workers: Vec<Mutex<Worker>>,
+}
+
+/// Pages that did not fit so far.
+#[derive(Default)]
+struct Found {
+    bad: PageChecksums,
+    /// Bad unless the WAL reaches to their position.
+    excused: Vec<(Lsn, String)>,
 }
 
 /// What one worker uses again for each chunk.
@@ -55,7 +63,7 @@ impl<'a, 'm> Packing<'a, 'm> {
             .collect::<Result<_>>()?;
         Ok(Packing {
             manifest,
-            findings: Mutex::default(),
+            found: Mutex::default(),
             rate,
             progress,
             stop,
@@ -93,19 +101,74 @@ impl<'a, 'm> Packing<'a, 'm> {
     }
 
     fn report(&self, findings: Findings) {
-        if findings.bad_pages.is_empty() {
+        if findings == Findings::default() {
             return;
         }
-        let mut all = self
-            .findings
-            .lock()
-            .expect("no thread panics while it counts bad pages");
+        let mut found = self.found.lock().expect(COUNTING);
         for page in findings.bad_pages {
-            log::warn!("page checksum is wrong: {page}");
-            all.bad_pages += 1;
-            if all.first_bad.len() < BAD_PAGES_NAMED {
-                all.first_bad.push(page);
+            found.is_bad(page);
+        }
+        for (lsn, page) in findings.excused {
+            match found.excused.len() < EXCUSED_PAGES_MAX {
+                true => found.excused.push((lsn, page)),
+                false => found.is_bad(page),
             }
         }
+    }
+
+    /// The bad pages of a backup that ends at `stop`. No page that was read can have been changed after it: one that
+    /// says so is no page that the WAL mends.
+    pub fn findings(&self, stop: Lsn) -> PageChecksums {
+        let mut found = self.found.lock().expect(COUNTING);
+        for (lsn, page) in std::mem::take(&mut found.excused) {
+            if lsn > stop {
+                found.is_bad(page);
+            }
+        }
+        found.bad.clone()
+    }
+}
+
+const COUNTING: &str = "no thread panics while it counts bad pages";
+
+impl Found {
+    fn is_bad(&mut self, page: String) {
+        log::warn!("page checksum is wrong: {page}");
+        self.bad.bad_pages += 1;
+        if self.bad.first_bad.len() < BAD_PAGES_NAMED {
+            self.bad.first_bad.push(page);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::progress::Unwatched;
+    use super::*;
+    use crate::codec::Method;
+
+    #[test]
+    fn a_page_is_excused_up_to_the_end_of_the_backup_and_only_so_often() {
+        let compression = Compression::new(Method::Zstd, None).unwrap();
+        let stop = Stop::new();
+        let packing = Packing::new(compression, 1, None, None, &Unwatched, &stop).unwrap();
+        packing.report(Findings {
+            bad_pages: vec!["bad".into()],
+            excused: vec![
+                (Lsn(99), "before".into()),
+                (Lsn(100), "at the end".into()),
+                (Lsn(101), "after".into()),
+                (Lsn(u64::MAX), "all ones".into()),
+            ],
+        });
+        let found = packing.findings(Lsn(100));
+        assert_eq!(found.first_bad, ["bad", "after", "all ones"]);
+        assert_eq!(found.bad_pages, 3);
+
+        packing.report(Findings {
+            excused: vec![(Lsn(99), "torn".into()); EXCUSED_PAGES_MAX + 1],
+            ..Findings::default()
+        });
+        assert_eq!(packing.findings(Lsn(100)).bad_pages, 4);
     }
 }

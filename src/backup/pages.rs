@@ -41,8 +41,9 @@ pub enum Piece {
 /// How pages of a file are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRules {
-    /// Pages changed at or after this position are mended by the WAL, whatever we read of them.
-    pub before: Lsn,
+    /// Pages changed at or after this position are mended by the WAL, whatever we read of them. `None`: no WAL will be
+    /// replayed.
+    pub excused_from: Option<Lsn>,
     /// The block number of the file's first page in its relation.
     pub first_block: u32,
 }
@@ -64,6 +65,16 @@ struct Sums {
 pub struct Findings {
     /// Bad pages, as `name, block n`.
     pub bad_pages: Vec<String>,
+    /// Pages that look as bad and were changed, as they say themselves, since the backup began: fine if the WAL reaches
+    /// to that position, which only the backup's end shows.
+    pub excused: Vec<(Lsn, String)>,
+}
+
+/// What a page turned out to be.
+enum Page {
+    Fine,
+    Bad,
+    Excused(Lsn),
 }
 
 /// A file that was read to its end.
@@ -118,15 +129,12 @@ impl Source {
             for start in (0..read / PAGE_BYTES * PAGE_BYTES).step_by(PAGE_BYTES) {
                 let block =
                     rules.first_block + ((offset + start as u64) / PAGE_BYTES as u64) as u32;
-                if !self.page_is_fine(
-                    &mut bytes[start..start + PAGE_BYTES],
-                    offset + start as u64,
-                    block,
-                    rules,
-                )? {
-                    findings
-                        .bad_pages
-                        .push(format!("{}, block {block}", self.name.display()));
+                let name = || format!("{}, block {block}", self.name.display());
+                let page = &mut bytes[start..start + PAGE_BYTES];
+                match self.page(page, offset + start as u64, block, rules)? {
+                    Page::Fine => {}
+                    Page::Bad => findings.bad_pages.push(name()),
+                    Page::Excused(lsn) => findings.excused.push((lsn, name())),
                 }
             }
         }
@@ -152,24 +160,21 @@ impl Source {
         Ok(done)
     }
 
-    fn page_is_fine(
-        &self,
-        bytes: &mut [u8],
-        offset: u64,
-        block: u32,
-        rules: PageRules,
-    ) -> Result<bool> {
+    fn page(&self, bytes: &mut [u8], offset: u64, block: u32, rules: PageRules) -> Result<Page> {
+        let mut changed = Lsn(0);
         for _ in 0..TRIES {
             match page::verify(bytes, block) {
-                PageVerdict::New | PageVerdict::Good => return Ok(true),
-                PageVerdict::Bad { lsn, .. } if lsn >= rules.before => return Ok(true),
-                PageVerdict::Bad { .. } => {}
+                PageVerdict::New | PageVerdict::Good => return Ok(Page::Fine),
+                PageVerdict::Bad { lsn, .. } => changed = lsn,
             }
             if self.fill(bytes, offset)? < bytes.len() {
-                return Ok(true); // truncated meanwhile
+                return Ok(Page::Fine); // truncated meanwhile
             }
         }
-        Ok(false)
+        Ok(match rules.excused_from {
+            Some(from) if changed >= from => Page::Excused(changed),
+            _ => Page::Bad,
+        })
     }
 
     fn account(&self, offset: u64, bytes: &[u8]) -> Option<Finished> {
@@ -293,17 +298,27 @@ mod tests {
         let mut bytes = vec![0; 3 * PAGE_BYTES]; // new, then bad, then new
         bytes[PAGE_BYTES..PAGE_BYTES + 32].fill(0x11);
         let lsn = Lsn(0x1111_1111_1111_1111);
-        for (before, bad) in [
-            (Lsn(lsn.0 + 1), vec!["base/5/1, block 131073".to_string()]),
-            (lsn, vec![]),
+        let named = "base/5/1, block 131073".to_string();
+        let bad = || Findings {
+            bad_pages: vec![named.clone()],
+            ..Findings::default()
+        };
+        let excused = Findings {
+            excused: vec![(lsn, named.clone())],
+            ..Findings::default()
+        };
+        for (excused_from, expected) in [
+            (Some(Lsn(lsn.0 + 1)), bad()),
+            (Some(lsn), excused),
+            (None, bad()),
         ] {
             let rules = PageRules {
-                before,
+                excused_from,
                 first_block: PageRules::BLOCKS_PER_FILE,
             };
             let source = source(&bytes, bytes.len() as u64, Some(rules));
             let (_, _, findings) = read(&source, &[(0, bytes.len())]);
-            assert_eq!(findings.bad_pages, bad);
+            assert_eq!(findings, expected, "{excused_from:?}");
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::codec::Method;
 use crate::codec::tar::{self, EntryKind, Header};
 use crate::error::Result;
 use crate::limits::CHUNK_BYTES;
+use crate::pg::Lsn;
 use crate::pg::page::PAGE_BYTES;
 use crate::store::Store;
 use std::path::Path;
@@ -261,7 +262,7 @@ impl<'a> Open<'a> {
 }
 
 /// The rules by which pages of `name` are checked, if its pages carry checksums at all.
-pub fn page_rules(name: &Path, before: crate::pg::Lsn) -> Option<PageRules> {
+pub fn page_rules(name: &Path, excused_from: Option<Lsn>) -> Option<PageRules> {
     let directory = name.parent()?;
     let (relation, _) = super::scan::relation_of(name.file_name()?.to_str()?)?;
     let _: u64 = relation.parse().ok()?;
@@ -274,7 +275,7 @@ pub fn page_rules(name: &Path, before: crate::pg::Lsn) -> Option<PageRules> {
         .split_once('.')
         .map_or(Some(0), |(_, number)| number.parse().ok())?;
     Some(PageRules {
-        before,
+        excused_from,
         first_block: segment * PageRules::BLOCKS_PER_FILE,
     })
 }

@@ -172,7 +172,7 @@ impl Job<'_> {
             version_directory: server.version_directory(),
             unlogged: Unlogged::InitFork,
             control: server::control_file(data)?,
-            excused_from: facts.start,
+            excused_from: Some(facts.start),
         };
         let copied = self.copied(facts, &directory, |tail| {
             // Only now: everything was read while the server was in backup mode.
@@ -191,7 +191,7 @@ impl Job<'_> {
             version_directory: format!("PG_{}_{}", control.major, control.catalog_version),
             unlogged: Unlogged::AllForks,
             control,
-            excused_from: Lsn(u64::MAX),
+            excused_from: None,
         };
         let stop = directory.control.checkpoint_end();
         let size = facts.identity.segment_size;
