@@ -433,6 +433,67 @@ fn the_directory_of_another_server_is_refused() {
     assert_eq!(archive.backups().len(), 1);
 }
 
+/// Rewrites a line of a server's postmaster.pid. The server itself looks at the first one alone.
+fn set_pid_line(cluster: &Cluster, number: usize, text: &str) {
+    let path = cluster.data().join("postmaster.pid");
+    let file = fs::read_to_string(&path).expect("postmaster.pid");
+    let mut lines: Vec<&str> = file.lines().collect();
+    lines[number - 1] = text;
+    fs::write(&path, lines.join("\n") + "\n").expect("postmaster.pid");
+}
+
+fn pid_line(cluster: &Cluster, number: usize) -> String {
+    let file = fs::read_to_string(cluster.data().join("postmaster.pid")).expect("postmaster.pid");
+    let line = file.lines().nth(number - 1).expect("the line");
+    line.trim().to_string()
+}
+
+#[test]
+fn matrix_a_directory_that_only_looks_like_the_servers_is_refused() {
+    // Given a server that went on since its directory was copied, with postmaster.pid as a snapshot has it, and a clone
+    // that runs,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = archive.builder("production").start();
+    production.stop(Stop::Fast);
+    let clone_data = copy_directory(&scratch, production.data(), "clone");
+    production.start();
+    let snapshot = copy_directory(&scratch, production.data(), "snapshot");
+    production.execute("create table t as select generate_series(1, 1000) as n");
+    production.execute("checkpoint");
+    let mut clone = Cluster::builder(&scratch, "clone-server")
+        .config("archive_mode", "off")
+        .on(&clone_data);
+    clone.start();
+    let local = |data: &Path| {
+        archive
+            .seawall_for(&production)
+            .arg("backup-push")
+            .arg(data)
+            .run()
+    };
+    let not_ours = "is not the data directory of the connected server";
+
+    // when a backup of the copy is asked for, then it is refused;
+    local(&snapshot).expect(5, &[not_ours, "Its last checkpoint is at", "PGPORT"]);
+
+    // and so is one of the clone, if it started in the same second, and even if it had the same port;
+    set_pid_line(&clone, 3, &pid_line(&production, 3));
+    local(clone.data()).expect(5, &[not_ours, "listens on port"]);
+    set_pid_line(&clone, 4, &pid_line(&production, 4));
+    local(clone.data()).expect(5, &[not_ours, "Its last checkpoint is at"]);
+    clone.stop(Stop::Fast);
+    assert_no_trace(&archive);
+
+    // and the server's own directory is taken although it was slow to start, within reason.
+    let started: i64 = pid_line(&production, 3).parse().expect("seconds");
+    set_pid_line(&production, 3, &(started - 3600).to_string());
+    local(production.data()).expect(5, &[not_ours, "seconds since 1970"]);
+    assert_no_trace(&archive);
+    set_pid_line(&production, 3, &(started - 30).to_string());
+    local(production.data()).ok();
+}
+
 #[test]
 fn a_backup_whose_wal_does_not_arrive_is_taken_back() {
     // Given a server whose archive_command fails,

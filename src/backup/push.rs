@@ -93,6 +93,7 @@ impl Job<'_> {
         let start_time = now();
         log::info!("waiting for the server's checkpoint");
         let (start, timeline) = server::start_backup(conn, &server, &self.options.label)?;
+        let control = server::prove_directory(conn, data, start, timeline, self.stop)?;
         let id = BackupId::new(timeline, start, server.identity.segment_size);
         log::info!("backup {id} starts at {start} on timeline {timeline}");
         let facts = Facts {
@@ -105,7 +106,16 @@ impl Job<'_> {
             start_time,
         };
         // Ending the session ends backup mode; the owner's objects go with it.
-        self.owned(&facts, |job| job.local_started(conn, data, &server, &facts))
+        self.owned(&facts, |job| {
+            let directory = Directory {
+                data,
+                version_directory: server.version_directory(),
+                unlogged: Unlogged::InitFork,
+                control,
+                excused_from: Some(start),
+            };
+            job.local_started(conn, &directory, &server, &facts)
+        })
     }
 
     /// Backs up the data directory of a server that was shut down cleanly. The WAL that it needs is inside.
@@ -163,18 +173,11 @@ impl Job<'_> {
     fn local_started(
         &self,
         conn: &mut Conn,
-        data: &Path,
+        directory: &Directory<'_>,
         server: &server::Server,
         facts: &Facts,
     ) -> Result<Taken> {
-        let directory = Directory {
-            data,
-            version_directory: server.version_directory(),
-            unlogged: Unlogged::InitFork,
-            control: server::control_file(data)?,
-            excused_from: Some(facts.start),
-        };
-        let copied = self.copied(facts, &directory, |tail| {
+        let copied = self.copied(facts, directory, |tail| {
             // Only now: everything was read while the server was in backup mode.
             let stopped = server::stop_backup(conn, server)?;
             tail.file(Path::new("backup_label"), stopped.label.as_bytes())?;

@@ -8,7 +8,9 @@ use crate::pg::control::ControlFile;
 use crate::pg::version::ServerVersion;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
 use crate::wire::{Conn, Rows};
+use crate::work::stop::Stop;
 use std::path::Path;
+use std::time::Duration;
 
 /// The connected server.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub struct Server {
     pub in_recovery: bool,
     /// Seconds since 1970 when the postmaster started, as in line 3 of postmaster.pid.
     pub started: i64,
+    /// The port that it listens on.
+    pub port: String,
     /// `archive_mode`.
     pub archive_mode: String,
 }
@@ -43,7 +47,23 @@ const FACTS: &str = "SELECT version() AS version_text, pg_is_in_recovery() AS in
     (SELECT catalog_version_no FROM pg_control_system()) AS catalog_version, \
     (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size') AS segment_size, \
     current_setting('archive_mode') AS archive_mode, \
+    current_setting('port') AS port, \
     floor(extract(epoch FROM pg_postmaster_start_time()))::bigint AS started";
+
+/// What the server reads from its own pg_control; its clock is told in whole seconds there.
+const CHECKPOINT: &str = "SELECT checkpoint_lsn::text AS checkpoint, redo_lsn::text AS redo, \
+    timeline_id AS timeline, extract(epoch FROM pg_control_last_modified)::bigint AS modified \
+    FROM pg_control_checkpoint(), pg_control_system()";
+
+/// How much later than its line in postmaster.pid a server may say that it started: in between it takes its memory
+/// and removes temporary files.
+const SLOW_START_SECS: i64 = 600;
+
+/// How often pg_control is compared: the next checkpoint may come between the two readings.
+const CONTROL_TRIES: u32 = 20;
+
+/// Between two comparisons.
+const CONTROL_PAUSE: Duration = Duration::from_millis(50);
 
 /// Asks for everything at once.
 pub fn ask(conn: &mut Conn) -> Result<Server> {
@@ -62,6 +82,7 @@ pub fn ask(conn: &mut Conn) -> Result<Server> {
         catalog_version: number(&rows, "catalog_version")?,
         in_recovery: text(&rows, "in_recovery")? == "t",
         started: number(&rows, "started")?,
+        port: text(&rows, "port")?,
         archive_mode: text(&rows, "archive_mode")?,
     })
 }
@@ -83,6 +104,80 @@ pub fn start_backup(conn: &mut Conn, server: &Server, label: &str) -> Result<(Ls
     let timeline = name.get(..8).and_then(TimelineId::parse_hex);
     let timeline = timeline.ok_or_else(|| unexpected("pg_walfile_name", &name))?;
     Ok((start, timeline))
+}
+
+/// Proves that `data` is the directory of the server that has just begun a backup at `start`. For that it made a
+/// checkpoint and wrote it to its own pg_control: no copy of the directory can show the same one, however young it is
+/// and whatever its postmaster.pid says.
+pub fn prove_directory(
+    conn: &mut Conn,
+    data: &Path,
+    start: Lsn,
+    timeline: TimelineId,
+    stop: &Stop,
+) -> Result<ControlFile> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let ours = control_file(data)?;
+        let theirs = last_checkpoint(conn);
+        match &theirs {
+            Ok(theirs)
+                if theirs.is_of(&ours) && ours.redo >= start && ours.timeline == timeline =>
+            {
+                return Ok(ours);
+            }
+            _ if tries < CONTROL_TRIES => {}
+            _ => {
+                return Err(other_directory(data).detail(format!(
+                    "Its last checkpoint is at {}, the server's at {}, and the backup's begins at {start}.",
+                    ours.checkpoint, theirs?.checkpoint
+                )));
+            }
+        }
+        stop.wait(CONTROL_PAUSE);
+        stop.check()?;
+    }
+}
+
+/// What tells one state of pg_control from another.
+struct Checkpoint {
+    checkpoint: Lsn,
+    redo: Lsn,
+    timeline: u32,
+    modified_secs: i64,
+}
+
+impl Checkpoint {
+    fn is_of(&self, control: &ControlFile) -> bool {
+        self.checkpoint == control.checkpoint
+            && self.redo == control.redo
+            && self.timeline == control.timeline.0
+            && self.modified_secs == control.modified.secs()
+    }
+}
+
+fn last_checkpoint(conn: &mut Conn) -> Result<Checkpoint> {
+    let rows = conn
+        .query(CHECKPOINT)
+        .map_err(|e| e.context("could not ask the server for its last checkpoint"))?;
+    Ok(Checkpoint {
+        checkpoint: number(&rows, "checkpoint")?,
+        redo: number(&rows, "redo")?,
+        timeline: number(&rows, "timeline")?,
+        modified_secs: number(&rows, "modified")?,
+    })
+}
+
+fn other_directory(data: &Path) -> Error {
+    Error::new(
+        Kind::Mismatch,
+        format!(
+            "\"{}\" is not the data directory of the connected server",
+            data.display()
+        ),
+    )
+    .hint("Check PGHOST and PGPORT against the directory; two servers on one host are easily confused.")
 }
 
 /// Leaves backup mode without waiting for the archiver: that is done by looking into the archive.
@@ -145,15 +240,11 @@ impl Server {
             .hint("Connect to the primary: set PGHOST, or run backup-push there."))
     }
 
-    /// The directory must be the connected server's: clones share the system identifier, so the postmaster's
-    /// start time is compared too.
+    /// The directory must be the connected server's. Clones share the system identifier, so what postmaster.pid says
+    /// of the server is compared too; `prove_directory` finds out what that cannot show.
     pub fn refuse_other_directory(&self, data: &Path) -> Result<()> {
         let control = control_file(data)?;
-        let other = |detail: String| {
-            Error::new(Kind::Mismatch, format!("\"{}\" is not the data directory of the connected server", data.display()))
-                .detail(detail)
-                .hint("Check PGHOST and PGPORT against the directory; two servers on one host are easily confused.")
-        };
+        let other = |detail: String| other_directory(data).detail(detail);
         if control.system_id != self.identity.system_id {
             return Err(other(format!(
                 "The directory has system identifier {}, the server {}.",
@@ -166,15 +257,20 @@ impl Server {
                 _ => e,
             })?;
         let pid_file = String::from_utf8_lossy(&pid_file).into_owned();
-        let started = pid_file
-            .lines()
-            .nth(2)
-            .and_then(|line| line.trim().parse::<i64>().ok());
-        if started.is_none_or(|started| (started - self.started).abs() > 1) {
+        let line = |number: usize| pid_file.lines().nth(number - 1).map(str::trim);
+        let started = line(3).and_then(|line| line.parse::<i64>().ok());
+        let possible = self.started - SLOW_START_SECS..=self.started + 1;
+        if started.is_none_or(|started| !possible.contains(&started)) {
             return Err(other(format!(
                 "Its server started at {}, the connected one at {} (seconds since 1970).",
                 started.map_or("an unknown time".to_string(), |s| s.to_string()),
                 self.started
+            )));
+        }
+        if let Some(port) = line(4).filter(|port| *port != self.port) {
+            return Err(other(format!(
+                "Its server listens on port {port}, the connected one on {}.",
+                self.port
             )));
         }
         Ok(())
