@@ -8,6 +8,8 @@ use crate::disk;
 use crate::disk::lock::Lock;
 use crate::error::{Error, Kind, Result};
 use crate::pg::timestamp::Timestamp;
+use rustix::io::Errno;
+use rustix::process::{Pid, test_kill_process};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
@@ -18,9 +20,12 @@ pub struct Owner {
     pub host: String,
     /// Identifies the boot of the host, so that process numbers of an earlier one do not count.
     pub boot: String,
+    /// The namespace in which `pid` is a number, so that those of other containers do not count; empty if unknown.
+    #[serde(default)]
+    pub pid_namespace: String,
     /// Process number.
     pub pid: u32,
-    /// Start of the process in clock ticks since boot, so that a reused number does not count.
+    /// Start of the process in clock ticks since boot, so that a reused number does not count; 0 if unknown.
     pub process_start: u64,
     /// RFC 3339, UTC.
     pub started: String,
@@ -38,6 +43,7 @@ impl Owner {
         Ok(Owner {
             host: host_name(),
             boot: boot_id(),
+            pid_namespace: pid_namespace(),
             pid,
             process_start: process_start(pid).unwrap_or(0),
             started: now.to_string(),
@@ -45,10 +51,27 @@ impl Owner {
         })
     }
 
-    /// Whether the owner is certainly gone: same host, and another boot or no such process.
+    /// Whether the owner is certainly gone. That can be told only where its process would be seen: two hosts may have
+    /// one name, and containers of one host number their processes each for itself.
     fn is_dead(&self) -> bool {
-        self.host == host_name()
-            && (self.boot != boot_id() || process_start(self.pid) != Some(self.process_start))
+        let (boot, namespace) = (boot_id(), pid_namespace());
+        let here = self.host == host_name() && self.boot == boot && self.pid_namespace == namespace;
+        if !here || boot.is_empty() || namespace.is_empty() {
+            return false;
+        }
+        // The kernel is asked, because /proc may hide the processes of other users.
+        let exists = i32::try_from(self.pid)
+            .ok()
+            .and_then(Pid::from_raw)
+            .map(test_kill_process);
+        match exists {
+            None => false,
+            Some(Err(Errno::SRCH)) => true,
+            Some(_) => {
+                let reused = |start| self.process_start != 0 && start != self.process_start;
+                process_start(self.pid).is_some_and(reused)
+            }
+        }
     }
 }
 
@@ -101,7 +124,7 @@ fn refuse_the_living(id: &BackupId, us: &Owner, bytes: &[u8]) -> Result<()> {
     if !other.is_dead() {
         return Err(Error::new(Kind::Locked, format!("backup {id} is being taken by another process"))
             .detail(format!("Process {} on host {} began it at {}.", other.pid, other.host, other.started))
-            .hint("Wait for it. If that host is gone for good, remove the objects below the backup's directory."));
+            .hint("Wait for it. If that process is gone for good, after a crash of its host or with its container, remove the objects below the backup's directory."));
     }
     log::info!(
         "removing what an interrupted backup {id} left (process {} on {})",
@@ -141,6 +164,18 @@ pub fn host_name() -> String {
         .nodename()
         .to_string_lossy()
         .into_owned()
+}
+
+/// As in `pid:[4026531836]`; empty where /proc is not there or not that of our namespace.
+fn pid_namespace() -> String {
+    let read = |name: &str| disk::read_link(&Path::new("/proc/self").join(name));
+    let own = disk::read_link(Path::new("/proc/self"));
+    match (own, read("ns/pid")) {
+        (Ok(pid), Ok(namespace)) if pid.to_str() == Some(&std::process::id().to_string()) => {
+            namespace.to_string_lossy().into_owned()
+        }
+        _ => String::new(),
+    }
 }
 
 fn boot_id() -> String {
@@ -192,15 +227,42 @@ mod tests {
             Kind::Locked
         );
 
-        let elsewhere = archive_with(&Owner {
-            host: "elsewhere".into(),
-            pid: 0,
+        // Nobody here can tell of these whether they live, although no process here has the number.
+        let gone = Owner {
+            pid: gone_pid(),
             ..first
-        });
-        assert_eq!(
-            take(&elsewhere, &id(), &second).unwrap_err().kind(),
-            Kind::Locked
-        );
+        };
+        for elsewhere in [
+            Owner {
+                host: "elsewhere".into(),
+                ..gone.clone()
+            },
+            Owner {
+                boot: "another host of that name".into(),
+                ..gone.clone()
+            },
+            Owner {
+                pid_namespace: "pid:[1]".into(),
+                ..gone.clone()
+            },
+        ] {
+            let archive = archive_with(&elsewhere);
+            let refused = take(&archive, &id(), &second).unwrap_err();
+            assert_eq!(refused.kind(), Kind::Locked, "{elsewhere:?}");
+        }
+        // A document of an earlier version does not say in which namespace.
+        let mut earlier = serde_json::to_value(&gone).unwrap();
+        earlier.as_object_mut().unwrap().remove("pid_namespace");
+        let earlier: Owner = serde_json::from_value(earlier).unwrap();
+        let refused = take(&archive_with(&earlier), &id(), &second).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Locked);
+    }
+
+    /// A number that no process has: that of a child which has ended and was waited for.
+    fn gone_pid() -> u32 {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        child.id()
     }
 
     #[test]
@@ -208,7 +270,7 @@ mod tests {
         let us = Owner::current(Timestamp(0)).unwrap();
         for dead in [
             Owner {
-                boot: "before".into(),
+                pid: gone_pid(),
                 ..us.clone()
             },
             Owner {
@@ -238,7 +300,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let us = Owner::current(Timestamp(0)).unwrap();
         let mut archive = archive_with(&Owner {
-            boot: "before".into(),
+            pid: gone_pid(),
             ..us.clone()
         });
         archive.state = State::in_directory(dir.path().into());
@@ -255,7 +317,7 @@ mod tests {
     fn a_complete_backup_is_not_touched() {
         let us = Owner::current(Timestamp(0)).unwrap();
         let archive = archive_with(&Owner {
-            boot: "before".into(),
+            pid: gone_pid(),
             ..us.clone()
         });
         archive
