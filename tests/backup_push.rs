@@ -495,6 +495,40 @@ fn matrix_a_directory_that_only_looks_like_the_servers_is_refused() {
 }
 
 #[test]
+fn matrix_the_wal_of_another_server_is_not_taken_for_the_backups() {
+    // Given a clone that does not archive, and its original that archives to the same prefix and is ahead,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = archive.builder("production").start();
+    production.stop(Stop::Fast);
+    let clone_data = copy_directory(&scratch, production.data(), "clone");
+    let mut clone = Cluster::builder(&scratch, "clone-server")
+        .config("archive_mode", "off")
+        .on(&clone_data);
+    production.start();
+    for _ in 0..8 {
+        production.execute("create table if not exists t (n int); insert into t values (1)");
+        let segment = production.switch_wal();
+        production.wait_archived(&segment);
+    }
+    clone.start();
+
+    // when the clone is backed up, then the names of all the WAL that it needs are there, and it is refused;
+    for mode in MODES {
+        push(&archive, &clone, mode)
+            .args(["--wal-timeout", "20s"])
+            .run()
+            .expect(5, &["holds the WAL of another server", "prefix of its own"]);
+        assert_no_trace(&archive);
+    }
+
+    // while its original is backed up as ever.
+    for mode in MODES {
+        push(&archive, &production, mode).run().ok();
+    }
+}
+
+#[test]
 fn a_backup_whose_wal_does_not_arrive_is_taken_back() {
     // Given a server whose archive_command fails,
     let scratch = Scratch::new();

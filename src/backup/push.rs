@@ -18,6 +18,7 @@ use crate::archive::sentinel::{
 use crate::error::{Error, Kind, Result};
 use crate::limits;
 use crate::pg::control::ControlFile;
+use crate::pg::label::BackupLabel;
 use crate::pg::manifest::WalRange;
 use crate::pg::timestamp::Timestamp;
 use crate::pg::version::ServerVersion;
@@ -177,14 +178,17 @@ impl Job<'_> {
         server: &server::Server,
         facts: &Facts,
     ) -> Result<Taken> {
+        let mut checkpoint = facts.start;
         let copied = self.copied(facts, directory, |tail| {
             // Only now: everything was read while the server was in backup mode.
             let stopped = server::stop_backup(conn, server)?;
             tail.file(Path::new("backup_label"), stopped.label.as_bytes())?;
+            checkpoint = BackupLabel::parse(&stopped.label)?.checkpoint;
             Ok(stopped.stop)
         })?;
         log::info!("all files are stored; the backup ends at {}", copied.stop);
         self.wait_for_wal(facts, copied.stop, Some(conn))?;
+        self.refuse_foreign_wal(facts, checkpoint, copied.stop)?;
         self.finished(facts, copied, &server.version_text)
     }
 

@@ -33,6 +33,7 @@ struct Stream<'c> {
 /// The end of the stream.
 struct Streamed<'a> {
     stop: Lsn,
+    label: BackupLabel,
     manifest: ObjectWriter<'a>,
     findings: PageChecksums,
 }
@@ -138,6 +139,7 @@ impl Job<'_> {
         drop(packing);
         log::info!("all files are stored; the backup ends at {}", streamed.stop);
         self.wait_for_wal(facts, streamed.stop, None)?;
+        self.refuse_foreign_wal(facts, streamed.label.checkpoint, streamed.stop)?;
         let stored = Stored {
             parts: finished_parts(&plan)?,
             manifest: streamed.manifest.finish()?,
@@ -165,11 +167,13 @@ impl Job<'_> {
         let key = facts.id.manifest(compression.method);
         let mut manifest = ObjectWriter::new(&*self.archive.store, key, compression)?;
         let mut members = Members::new(None, stream.mode);
+        let mut label = None;
         loop {
             self.stop.check()?;
             match stream.backup.next_event().map_err(explained)? {
                 BackupEvent::Archive { tablespace } => {
                     members.end()?;
+                    label = members.backup.take().or(label);
                     members = Members::new(tablespace, stream.mode);
                     members.begin(plan, submit)?;
                 }
@@ -198,8 +202,10 @@ impl Job<'_> {
                         checked: stream.checks_pages,
                         ..found
                     };
+                    let label = members.backup.take().or(label);
                     return Ok(Streamed {
                         stop,
+                        label: label.ok_or_else(no_label)?,
                         manifest,
                         findings,
                     });
@@ -218,6 +224,8 @@ struct Members {
     /// Bytes of the current member: its size, for the padding; `None` while it is left out.
     current: Option<u64>,
     label: Option<Vec<u8>>,
+    /// What backup_label says, once it has passed.
+    backup: Option<BackupLabel>,
 }
 
 impl Members {
@@ -228,6 +236,7 @@ impl Members {
             splitter: Splitter::new(),
             current: None,
             label: None,
+            backup: None,
         }
     }
 
@@ -256,6 +265,7 @@ impl Members {
             splitter,
             current,
             label,
+            backup,
         } = self;
         splitter.feed(bytes, &mut |event| match event {
             Event::Header(header) => {
@@ -305,7 +315,7 @@ impl Members {
             }
             Event::EndOfMember => {
                 if let Some(label) = label.take() {
-                    refuse_standby(&label)?;
+                    *backup = Some(of_primary(&label)?);
                 }
                 match current.take() {
                     Some(size) => plan.bytes(&[0; tar::BLOCK_BYTES][..tar::padding(size)], submit),
@@ -328,12 +338,16 @@ impl Members {
 }
 
 /// The label's word counts, whatever the settings said.
-fn refuse_standby(label: &[u8]) -> Result<()> {
+fn of_primary(label: &[u8]) -> Result<BackupLabel> {
     let label = BackupLabel::parse(&String::from_utf8_lossy(label))?;
     if !label.from_standby {
-        return Ok(());
+        return Ok(label);
     }
     Err(standby())
+}
+
+fn no_label() -> Error {
+    Error::new(Kind::Protocol, "the server sent no backup_label")
 }
 
 /// A standby's transactions are read only whatever the default is; version 14 has a word for it.

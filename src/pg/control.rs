@@ -5,6 +5,7 @@
 //! little endian: a cluster of a big-endian machine is named and refused.
 
 use super::version::{self, MAJOR_MAX, MAJOR_MIN};
+use super::wal_record::Layout;
 use super::{Lsn, SegmentSize, SystemId, TimelineId, Timestamp};
 use crate::error::{Error, Kind, Result};
 
@@ -110,21 +111,14 @@ impl ControlFile {
 
     /// Where the last checkpoint's record ends: in a cluster that was shut down, the end of its WAL.
     ///
-    /// The record is 114 bytes in every version (24 of header, 2 of data header, 88 of checkpoint), padded to 8;
-    /// each page border that it crosses adds that page's header, 24 bytes, or 40 on a segment's first page.
+    /// The record is 114 bytes in every version (24 of header, 2 of data header, 88 of checkpoint), padded to 8.
     pub fn checkpoint_end(&self) -> Lsn {
         const RECORD_BYTES: u64 = 120;
-        let page = u64::from(self.wal_block_size);
-        let room = page - self.checkpoint.0 % page;
-        if room >= RECORD_BYTES {
-            return Lsn(self.checkpoint.0 + RECORD_BYTES);
-        }
-        let next_page = self.checkpoint.0 + room;
-        let header = match next_page % self.segment_size.bytes() {
-            0 => 40,
-            _ => 24,
+        let layout = Layout {
+            page_bytes: u64::from(self.wal_block_size),
+            segment_size: self.segment_size,
         };
-        Lsn(next_page + header + RECORD_BYTES - room)
+        layout.behind(self.checkpoint, RECORD_BYTES)
     }
 }
 

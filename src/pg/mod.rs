@@ -13,6 +13,7 @@ pub mod timestamp;
 pub mod version;
 pub mod wal_header;
 pub mod wal_name;
+pub mod wal_record;
 
 pub use control::ControlFile;
 pub use lsn::Lsn;

@@ -31,6 +31,8 @@ pub struct SegmentHeader {
     pub system_id: SystemId,
     /// The cluster's segment size.
     pub segment_size: SegmentSize,
+    /// Size of the cluster's WAL pages.
+    pub page_bytes: u32,
 }
 
 impl SegmentHeader {
@@ -55,7 +57,7 @@ impl SegmentHeader {
             return Err(no_wal("Its first page says timeline 0.".to_string()));
         }
         let page_bytes = u32_at(head, 36);
-        if !page_bytes.is_power_of_two() {
+        if !page_bytes.is_power_of_two() || !(1 << 10..=1 << 16).contains(&page_bytes) {
             return Err(no_wal(format!("It says WAL pages of {page_bytes} bytes.")));
         }
         Ok(SegmentHeader {
@@ -66,6 +68,7 @@ impl SegmentHeader {
             system_id: SystemId(u64_at(head, 24)),
             segment_size: SegmentSize::new(u64::from(u32_at(head, 32)))
                 .map_err(|e| no_wal(format!("It says {}.", e.message())))?,
+            page_bytes,
         })
     }
 
@@ -184,6 +187,7 @@ mod tests {
             assert_eq!(header.major, Some(major));
             assert_eq!(header.system_id, SystemId(system));
             assert_eq!(header.segment_size.bytes(), segment_mib << 20);
+            assert_eq!(header.page_bytes, 8192);
             assert!(
                 header
                     .check(segment, Some(SystemId(system)))
