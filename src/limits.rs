@@ -6,6 +6,9 @@ use std::time::Duration;
 /// of its own costs no compression, small enough that threads × chunk stays far below the memory promise.
 pub const CHUNK_BYTES: usize = 4 << 20;
 
+/// Most files of one chunk, which keeps them open until it is packed: small relations have a page or two.
+pub const CHUNK_FILES_MAX: usize = 512;
+
 /// Stored bytes that make one piece of a multipart upload. S3 wants at least 5 MiB for all but the last and
 /// allows 10,000 pieces: 8 MiB reaches 80 GB of compressed tar, far above one tar part.
 pub const UPLOAD_PIECE_BYTES: usize = 8 << 20;

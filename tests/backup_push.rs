@@ -751,6 +751,34 @@ fn matrix_a_server_that_is_shut_down_is_backed_up_with_its_wal() {
 }
 
 #[test]
+fn many_small_files_need_few_descriptors() {
+    // Given a server that is shut down, with more small relations than files may be open,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = Cluster::builder(&scratch, "production").start();
+    production.stop(Stop::Fast);
+    for number in 900_000..901_500 {
+        let path = production.data().join(format!("base/1/{number}"));
+        fs::write(&path, [0; 8192]).expect("a relation");
+        give_to_postgres(&path, 0o600);
+    }
+
+    // when it is backed up, then its files are open a few at a time.
+    let push = Seawall::of(&scratch, "prlimit")
+        .arg("--nofile=100:100")
+        .arg(scratch.binary())
+        .args(["backup-push", "--while-offline", "--pool-size", "4"])
+        .arg(production.data())
+        .env(
+            "SEAWALL_PREFIX",
+            format!("file://{}", archive.path().display()),
+        );
+    push.run().ok();
+    let sentinel = archive.sentinel(&archive.latest());
+    assert!(!parts_of(&archive, &sentinel).is_empty());
+}
+
+#[test]
 fn a_living_owner_is_not_disturbed() {
     // Given a slow backup of a server that is shut down, whose backups have all one name,
     let scratch = Scratch::new();

@@ -10,7 +10,7 @@ use crate::archive::keys::BackupId;
 use crate::codec::Method;
 use crate::codec::tar::{self, EntryKind, Header};
 use crate::error::Result;
-use crate::limits::CHUNK_BYTES;
+use crate::limits::{CHUNK_BYTES, CHUNK_FILES_MAX};
 use crate::pg::Lsn;
 use crate::pg::page::PAGE_BYTES;
 use crate::store::Store;
@@ -60,6 +60,7 @@ pub struct Plan<'a> {
     part_bytes: u64,
     /// How many chunks of a part may wait for an earlier one.
     window: u32,
+    files_per_chunk: usize,
     /// All parts so far, in order.
     pub parts: Vec<Arc<Part<'a>>>,
     open: Option<Open<'a>>,
@@ -72,24 +73,30 @@ struct Open<'a> {
     part_bytes: u64,
     next_chunk: u32,
     pieces: Vec<Piece>,
+    files: usize,
     chunk_bytes: usize,
 }
 
 impl<'a> Plan<'a> {
-    /// A plan of parts of about `part_bytes` raw bytes each, for so many workers.
+    /// A plan of parts of about `part_bytes` raw bytes each, for so many workers, of which `open_files` files are open
+    /// at most.
     pub fn new(
         store: &'a dyn Store,
         id: BackupId,
         method: Method,
         part_bytes: u64,
         workers: usize,
+        open_files: usize,
     ) -> Plan<'a> {
+        // One chunk with each worker and one waiting for it, one that waits to be handed out, one that is filled.
+        let chunks = 2 * workers + 2;
         Plan {
             store,
             id,
             method,
             part_bytes,
             window: u32::try_from(2 * workers).unwrap_or(u32::MAX),
+            files_per_chunk: (open_files / chunks).clamp(1, CHUNK_FILES_MAX),
             parts: Vec::new(),
             open: None,
             file_bytes: 0,
@@ -211,6 +218,7 @@ impl<'a> Plan<'a> {
                 part_bytes: 0,
                 next_chunk: 0,
                 pieces: Vec::new(),
+                files: 0,
                 chunk_bytes: 0,
             }
         })
@@ -218,7 +226,9 @@ impl<'a> Plan<'a> {
 
     fn cut_if_full(&mut self, submit: Submit<'_, 'a>) -> Result<()> {
         match &mut self.open {
-            Some(open) if open.room() == 0 => submit(open.cut(false)),
+            Some(open) if open.room() == 0 || open.files >= self.files_per_chunk => {
+                submit(open.cut(false))
+            }
             _ => Ok(()),
         }
     }
@@ -231,6 +241,7 @@ impl<'a> Open<'a> {
     }
 
     fn take(&mut self, piece: Piece, length: usize) {
+        self.files += usize::from(matches!(piece, Piece::File { .. }));
         self.pieces.push(piece);
         self.chunk_bytes += length;
         self.part_bytes += length as u64;
@@ -250,7 +261,7 @@ impl<'a> Open<'a> {
     fn cut(&mut self, last: bool) -> Chunk<'a> {
         let number = self.next_chunk;
         self.next_chunk += 1;
-        self.chunk_bytes = 0;
+        (self.files, self.chunk_bytes) = (0, 0);
         Chunk {
             part: self.part.clone(),
             number,
@@ -278,4 +289,41 @@ pub fn page_rules(name: &Path, excused_from: Option<Lsn>) -> Option<PageRules> {
         excused_from,
         first_block: segment * PageRules::BLOCKS_PER_FILE,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pg::timestamp::Timestamp;
+    use crate::store::mem::MemStore;
+    use std::sync::Weak;
+
+    #[test]
+    fn few_files_are_open_at_a_time_however_small_they_are() {
+        let store = MemStore::new();
+        let id = "base_000000010000000000000002_00000040".parse().unwrap();
+        let mut plan = Plan::new(&store, id, Method::Zstd, 1 << 40, 2, 20);
+        let (mut sources, mut chunks): (Vec<Weak<Source>>, Vec<Vec<usize>>) = Default::default();
+        let mut submit = |chunk: Chunk<'_>| {
+            let files = chunk.pieces.iter().filter_map(|piece| match piece {
+                Piece::File { length, .. } => Some(*length),
+                Piece::Bytes(_) => None,
+            });
+            chunks.push(files.collect());
+            Ok(())
+        };
+        for size in [1, 1, 1, 0, 1, 1, 1, 3 * CHUNK_BYTES as u64 / 2, 1] {
+            let file = tempfile::tempfile().unwrap();
+            let name = "base/5/1".into();
+            let source = Arc::new(Source::new(name, file, size, Timestamp(0), None));
+            sources.push(Arc::downgrade(&source));
+            plan.file(source, 0o600, &mut submit).unwrap();
+            let open = sources.iter().filter(|source| source.strong_count() > 0);
+            assert!(open.count() <= 3);
+        }
+        plan.close(&mut submit).unwrap();
+        let counts: Vec<usize> = chunks.iter().map(Vec::len).collect();
+        // Twenty for six chunks; the large file is in two of them.
+        assert_eq!(counts, [3, 3, 1, 2]);
+    }
 }

@@ -15,6 +15,7 @@ use crate::archive::keys::BackupId;
 use crate::archive::sentinel::{
     self, Details, Metadata, Mode, Object, PageChecksums, Sentinel, Spec,
 };
+use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::limits;
 use crate::pg::control::ControlFile;
@@ -211,7 +212,8 @@ impl Job<'_> {
         self.finished(facts, copied, &format!("PostgreSQL {}", facts.version))
     }
 
-    /// A plan whose parts are large enough that there are never too many.
+    /// A plan whose parts are large enough that there are never too many. Half of the descriptors are for the files
+    /// that it opens, the others for the store and all else.
     pub(super) fn plan(&self, facts: &Facts, total: u64) -> Plan<'_> {
         let part_bytes = limits::TAR_PART_BYTES.max(total / limits::TAR_PARTS_MAX);
         Plan::new(
@@ -220,6 +222,7 @@ impl Job<'_> {
             self.archive.compression.method,
             part_bytes,
             self.options.threads,
+            disk::open_files_max() / 2,
         )
     }
 

@@ -17,6 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::limits::SMALL_FILE_BYTES_MAX;
 use crate::pg::timestamp::Timestamp;
 use rustix::fs::{Mode, OFlags};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -166,6 +167,20 @@ pub fn lstat(path: &Path) -> Result<Option<Stat>> {
 pub fn stat_open(file: &File, path: &Path) -> Result<Stat> {
     let data = file.metadata().map_err(|e| failed("examine", path, e))?;
     Ok(data.into())
+}
+
+/// How many files this process may have open at a time, once it has asked for all that it may have.
+pub fn open_files_max() -> usize {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    // What is refused leaves us with what we have.
+    let now = setrlimit(Resource::Nofile, raised).map_or(limit, |()| raised);
+    now.current.map_or(usize::MAX, |count| {
+        usize::try_from(count).unwrap_or(usize::MAX)
+    })
 }
 
 /// Where a symbolic link points, as written in it.
