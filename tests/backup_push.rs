@@ -779,6 +779,41 @@ fn many_small_files_need_few_descriptors() {
 }
 
 #[test]
+fn memory_does_not_grow_with_the_files_of_a_directory() {
+    // Given a server that is shut down and kept all its logs,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = Cluster::builder(&scratch, "production").start();
+    production.stop(Stop::Fast);
+    let logs = scratch.dir("production/log");
+    let peak_with = |files: std::ops::Range<u64>| {
+        for number in files {
+            let name = format!("postgresql-2026-11-27_{number:08}.log");
+            fs::File::create(logs.join(name)).expect("a log");
+        }
+        let push = archive
+            .seawall()
+            .measured(&scratch)
+            .args(["--terse", "backup-push"]);
+        let push = push.args(["--while-offline", "--pool-size", "2"]);
+        let outcome = push.arg(production.data()).run().ok();
+        for key in archive.keys("basebackups_005/") {
+            archive.delete(&key); // the next one has the same name
+        }
+        outcome.peak_rss_kib.expect("it was measured") * 1024
+    };
+
+    // when it is backed up, then a file costs little more than its name while its directory is walked. Headers fill the
+    // chunks on their way in both cases.
+    let (few, many) = (50_000, 200_000);
+    let (with_few, with_many) = (peak_with(0..few), peak_with(few..many));
+    assert!(
+        with_many < with_few + (many - few) * 80,
+        "{with_few} bytes with few files, {with_many} with many"
+    );
+}
+
+#[test]
 fn a_living_owner_is_not_disturbed() {
     // Given a slow backup of a server that is shut down, whose backups have all one name,
     let scratch = Scratch::new();

@@ -8,10 +8,11 @@ use crate::pg::timestamp::Timestamp;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::{OpenOptions, Permissions};
 use std::io::ErrorKind::NotFound;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,44 @@ pub fn walk_dir(path: &Path) -> Result<Vec<DirEntry>> {
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
+}
+
+/// The names in one directory, sorted by their bytes. They lie one behind the other, because there may be millions.
+pub struct Names {
+    bytes: Vec<u8>,
+    /// Where each begins, and in the lower 16 bits how long it is.
+    places: Vec<u64>,
+}
+
+impl Names {
+    /// Lists a directory.
+    pub fn list(path: &Path) -> Result<Names> {
+        let (mut bytes, mut places) = (Vec::new(), Vec::new());
+        for entry in std::fs::read_dir(path).map_err(|e| failed("list", path, e))? {
+            let name = entry.map_err(|e| failed("list", path, e))?.file_name();
+            places.push((bytes.len() as u64) << 16 | name.len() as u64);
+            bytes.extend_from_slice(name.as_bytes());
+        }
+        places.sort_unstable_by(|a, b| at(&bytes, *a).cmp(at(&bytes, *b)));
+        Ok(Names { bytes, places })
+    }
+
+    /// In order.
+    pub fn iter(&self) -> impl Iterator<Item = &OsStr> {
+        let name = |place: &u64| OsStr::from_bytes(at(&self.bytes, *place));
+        self.places.iter().map(name)
+    }
+
+    /// Whether there is one like this.
+    pub fn contains(&self, name: &str) -> bool {
+        let order = |place: &u64| at(&self.bytes, *place).cmp(name.as_bytes());
+        self.places.binary_search_by(order).is_ok()
+    }
+}
+
+fn at(bytes: &[u8], place: u64) -> &[u8] {
+    let from = (place >> 16) as usize;
+    &bytes[from..from + (place & 0xFFFF) as usize]
 }
 
 /// Whether a directory has no entry at all.
@@ -306,6 +345,24 @@ mod tests {
             Kind::Exists,
             "a link is never written through"
         );
+    }
+
+    #[test]
+    fn names_are_sorted_and_found_again() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut expected: Vec<OsString> = (0..500).map(|n| format!("{n}_init").into()).collect();
+        expected.push(OsStr::from_bytes(b"not \xFF UTF-8").into());
+        expected.push("n".repeat(255).into());
+        for name in &expected {
+            std::fs::write(temp.path().join(name), "").unwrap();
+        }
+        expected.sort();
+        let names = Names::list(temp.path()).unwrap();
+        assert!(names.iter().eq(&expected));
+        assert!(names.contains("0_init") && names.contains("499_init"));
+        assert!(!names.contains("500_init") && !names.contains("") && !names.contains("z"));
+        let absent = Names::list(&temp.path().join("absent"));
+        assert_eq!(absent.err().unwrap().kind(), Kind::Missing);
     }
 
     #[test]
