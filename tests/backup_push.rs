@@ -954,6 +954,51 @@ fn names_of_any_length_are_backed_up_from_files_and_refused_by_the_stream() {
 }
 
 #[test]
+fn matrix_a_linked_database_is_backed_up_or_refused() {
+    // Given a server with a database on another disk, by a link, and linked logs,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = archive.builder("production").start();
+    production.execute("create database d");
+    let oid = production.value("select oid from pg_database where datname = 'd'");
+    let create = "create table t as select generate_series(1, 1000) as n";
+    production.client_to("d").batch_execute(create).expect("t");
+    production.stop(Stop::Fast);
+    let (inside, outside) = (
+        production.data().join(format!("base/{oid}")),
+        scratch.join("disk"),
+    );
+    run(Command::new("mv").arg(&inside).arg(&outside));
+    std::os::unix::fs::symlink(&outside, &inside).expect("a link");
+    let logs = scratch.dir("logs");
+    fs::write(logs.join("old.log"), "old").expect("a log");
+    std::os::unix::fs::symlink(&logs, production.data().join("log")).expect("a link");
+    production.start();
+
+    // when it is streamed, then the server leaves the database out, and that is no backup;
+    let told = format!("the server left \"base/{oid}\" out");
+    push(&archive, &production, "remote")
+        .run()
+        .expect(3, &[&told, "backup-push PGDATA"]);
+    assert_no_trace(&archive);
+
+    // when its files are read, then the copy has the database, as a plain directory, and none of the logs.
+    push(&archive, &production, "local").run().ok();
+    let data = scratch.join("copy");
+    let fetch = archive.seawall().arg("backup-fetch").arg(&data);
+    fetch.args(["LATEST", "--recovery"]).run().ok();
+    archive::verify(&data, &archive.fetch_wal_of(&archive.latest()));
+    let database = fs::symlink_metadata(data.join(format!("base/{oid}"))).expect("base/…");
+    assert!(database.is_dir());
+    assert!(!data.join("log/old.log").exists());
+    let mut copy = Cluster::builder(&scratch, "copy").on(&data);
+    copy.start();
+    copy.wait_recovered();
+    let rows = copy.client_to("d").query_one("select count(*) from t", &[]);
+    assert_eq!(rows.expect("t").get::<_, i64>(0), 1000);
+}
+
+#[test]
 fn a_relative_pgdata_is_stored_as_the_absolute_one() {
     let scratch = Scratch::new();
     let archive = Archive::directory(&scratch, "archive");

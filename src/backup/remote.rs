@@ -5,7 +5,7 @@ use super::now;
 use super::pack::{BAD_PAGES_NAMED, Packing};
 use super::plan::{Plan, Submit};
 use super::push::{Facts, Job, Stored, Taken, finished_parts};
-use super::scan::Tablespace;
+use super::scan::{Tablespace, is_servers_own};
 use super::{history, spec};
 use crate::archive::identity::Identity;
 use crate::archive::keys::BackupId;
@@ -193,6 +193,7 @@ impl Job<'_> {
                 } => {
                     members.end()?;
                     refuse_promotion(facts.timeline, timeline)?;
+                    notices.iter().try_for_each(|n| refuse_gap(&n.message))?;
                     let said = notices.into_iter().map(|notice| notice.message);
                     let found = match findings {
                         true => bad_pages(said.collect()),
@@ -404,6 +405,25 @@ fn bad_page(text: &str) -> Option<String> {
     Some(format!("{file}, block {block}"))
 }
 
+/// The server passes over links and warns (basebackup.c). One among its own files is a database, or a part of one, that
+/// the backup does not have.
+fn refuse_gap(warning: &str) -> Result<()> {
+    let name = warning
+        .strip_prefix("skipping special file \"./")
+        .and_then(|rest| rest.strip_suffix('"'));
+    match name {
+        Some(name) if is_servers_own(Path::new(name)) => Err(Error::new(
+            Kind::Refused,
+            format!("the server left \"{name}\" out of the backup"),
+        )
+        .detail("It is a link, which the server follows for itself and does not stream.")
+        .hint(
+            "Run backup-push PGDATA on the server's host, which follows it, or use a tablespace.",
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn refuse_promotion(start: TimelineId, stop: TimelineId) -> Result<()> {
     if start == stop {
         return Ok(());
@@ -460,6 +480,19 @@ mod tests {
             (1, texts(&["Prüfsummen"]))
         );
         assert_eq!(bad_pages(Vec::new()).bad_pages, 1);
+    }
+
+    #[test]
+    fn what_the_server_leaves_out_of_its_own_files_is_no_backup() {
+        for (warning, refused) in [
+            ("skipping special file \"./base/16384\"", true),
+            ("skipping special file \"./base/5/16390\"", true),
+            ("skipping special file \"./log\"", false),
+            ("skipping special file \"./pg_tblspc/note\"", false),
+            ("could not stat file", false),
+        ] {
+            assert_eq!(refuse_gap(warning).is_err(), refused, "{warning}");
+        }
     }
 
     #[test]

@@ -65,6 +65,20 @@ const TOP_FILES: &[&str] = &[
     "standby.signal",
 ];
 
+/// Directories in which every name is the server's. A link there is followed, as the server does it; what else is linked
+/// at the top is somebody's own affair, a directory of logs say.
+const SERVERS_OWN: &[&str] = &[
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_logical",
+    "pg_multixact",
+    "pg_stat",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_xact",
+];
+
 /// The walk over one data directory.
 pub struct Scan<'a> {
     data: &'a Path,
@@ -112,15 +126,21 @@ impl<'a> Scan<'a> {
             name: Path::new("."),
             stat: root,
         })?;
-        self.directory(self.data, Path::new(""), each)
+        let mut walk = Walk {
+            each,
+            above: Vec::new(),
+        };
+        self.directory(self.data, Path::new(""), root, &mut walk)
     }
 
-    fn directory(
-        &self,
-        source: &Path,
-        name: &Path,
-        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
-    ) -> Result<()> {
+    fn directory(&self, source: &Path, name: &Path, stat: Stat, walk: &mut Walk<'_>) -> Result<()> {
+        walk.above.push(stat);
+        let walked = self.below(source, name, walk);
+        walk.above.pop();
+        walked
+    }
+
+    fn below(&self, source: &Path, name: &Path, walk: &mut Walk<'_>) -> Result<()> {
         let names = match Names::list(source) {
             // A database dropped since its parent was listed; the WAL knows about it.
             Err(e) if e.kind() == Kind::Missing && name.components().count() > 1 => return Ok(()),
@@ -130,7 +150,7 @@ impl<'a> Scan<'a> {
             let (path, member) = (source.join(entry), name.join(entry));
             match disk::lstat(&path)? {
                 Some(stat) if !self.left_out(&member, stat.kind, &names) => {
-                    self.entry(path, &member, stat, each)?;
+                    self.entry(path, &member, stat, walk)?;
                 }
                 // Of what vanished since it was listed the WAL knows too.
                 _ => {}
@@ -139,42 +159,25 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn entry(
-        &self,
-        source: PathBuf,
-        member: &Path,
-        stat: Stat,
-        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
-    ) -> Result<()> {
+    fn entry(&self, source: PathBuf, member: &Path, stat: Stat, walk: &mut Walk<'_>) -> Result<()> {
         let top = member.components().count() == 1;
         let name = member.to_str().unwrap_or_default();
         match stat.kind {
             FileKind::Directory | FileKind::Symlink if top && name == "pg_wal" => {
-                self.pg_wal(member, &source, each)
+                self.pg_wal(member, source, walk)
             }
             // pg_stat_tmp as a link to a memory disk is usual; the copy needs the directory.
             FileKind::Directory | FileKind::Symlink if top && EMPTY_DIRECTORIES.contains(&name) => {
-                each(Found {
-                    stat: directory_stat(&source)?,
-                    source,
-                    name: member,
-                })
+                let stat = directory_stat(&source)?;
+                walk.found(source, member, stat)
             }
             FileKind::Directory => {
-                each(Found {
-                    source: source.clone(),
-                    name: member,
-                    stat,
-                })?;
-                self.directory(&source, member, each)
+                walk.found(source.clone(), member, stat)?;
+                self.directory(&source, member, stat, walk)
             }
-            FileKind::File => each(Found {
-                source,
-                name: member,
-                stat,
-            }),
+            FileKind::File => walk.found(source, member, stat),
             FileKind::Symlink if self.is_tablespace(member) => {
-                self.tablespace(&source, member, each)
+                self.tablespace(source, member, walk)
             }
             FileKind::Symlink if is_tablespace_link(member) => {
                 log::info!(
@@ -183,7 +186,8 @@ impl<'a> Scan<'a> {
                 );
                 Ok(())
             }
-            _ => {
+            FileKind::Symlink => self.link(source, member, walk),
+            FileKind::Other => {
                 log::warn!(
                     "\"{}\" is left out: it is neither a file nor a directory",
                     source.display()
@@ -194,52 +198,63 @@ impl<'a> Scan<'a> {
     }
 
     /// `pg_wal` is always an empty directory with its `archive_status`: WAL comes from the archive.
-    fn pg_wal(
-        &self,
-        member: &Path,
-        source: &Path,
-        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let stat = directory_stat(source)?;
-        each(Found {
-            source: source.to_path_buf(),
-            name: member,
-            stat,
-        })?;
-        each(Found {
-            source: source.join("archive_status"),
-            name: &member.join("archive_status"),
-            stat,
-        })
+    fn pg_wal(&self, member: &Path, source: PathBuf, walk: &mut Walk<'_>) -> Result<()> {
+        let stat = directory_stat(&source)?;
+        let (status, below) = (source.join("archive_status"), member.join("archive_status"));
+        walk.found(source, member, stat)?;
+        walk.found(status, &below, stat)
     }
 
-    fn tablespace(
-        &self,
-        source: &Path,
-        member: &Path,
-        each: &mut dyn FnMut(Found<'_>) -> Result<()>,
-    ) -> Result<()> {
-        let stat = match directory_stat(source) {
+    fn tablespace(&self, source: PathBuf, member: &Path, walk: &mut Walk<'_>) -> Result<()> {
+        let stat = match directory_stat(&source) {
             // Dropped since the backup began; the WAL drops it in the copy too.
-            Err(e) if e.kind() == Kind::Missing && disk::lstat(source)?.is_none() => return Ok(()),
+            Err(e) if e.kind() == Kind::Missing && disk::lstat(&source)?.is_none() => {
+                return Ok(());
+            }
             other => other?,
         };
-        each(Found {
-            source: source.to_path_buf(),
-            name: member,
-            stat,
-        })?;
         let ours = source.join(&self.version_directory);
-        let member = member.join(&self.version_directory);
+        let below = member.join(&self.version_directory);
+        walk.found(source, member, stat)?;
         match disk::stat(&ours)? {
             None => Ok(()),
             Some(stat) => {
-                each(Found {
-                    source: ours.clone(),
-                    name: &member,
-                    stat,
-                })?;
-                self.directory(&ours, &member, each)
+                walk.found(ours.clone(), &below, stat)?;
+                self.directory(&ours, &below, stat, walk)
+            }
+        }
+    }
+
+    /// What a link points to takes its place in the backup where the server would follow it. Files at the top are its
+    /// configuration.
+    fn link(&self, source: PathBuf, member: &Path, walk: &mut Walk<'_>) -> Result<()> {
+        let own = is_servers_own(member);
+        let target = match disk::stat(&source) {
+            Err(_) if !own => None,
+            other => other?,
+        };
+        let top = member.components().count() == 1;
+        match target {
+            Some(stat) if stat.kind == FileKind::File && (own || top) => {
+                walk.found(source, member, stat)
+            }
+            Some(stat) if stat.kind == FileKind::Directory && own => {
+                walk.refuse_loop(&source, stat)?;
+                log::info!(
+                    "\"{}\" is a link: what it points to becomes a plain directory of the backup",
+                    source.display()
+                );
+                walk.found(source.clone(), member, stat)?;
+                self.directory(&source, member, stat, walk)
+            }
+            None if own && disk::lstat(&source)?.is_none() => Ok(()), // removed meanwhile
+            None if own => Err(points_to_nothing(&source)),
+            _ => {
+                log::warn!(
+                    "\"{}\" is left out: it is a link, and not the server's own",
+                    source.display()
+                );
+                Ok(())
             }
         }
     }
@@ -283,6 +298,42 @@ impl<'a> Scan<'a> {
     }
 }
 
+/// One walk on its way.
+struct Walk<'w> {
+    each: &'w mut dyn FnMut(Found<'_>) -> Result<()>,
+    /// The directories from the top to the one that is walked.
+    above: Vec<Stat>,
+}
+
+impl Walk<'_> {
+    fn found(&mut self, source: PathBuf, name: &Path, stat: Stat) -> Result<()> {
+        (self.each)(Found { source, name, stat })
+    }
+
+    /// A link upwards would be followed for ever.
+    fn refuse_loop(&self, source: &Path, target: Stat) -> Result<()> {
+        if !self.above.iter().any(|above| above.is_same_file(&target)) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Refused,
+            format!(
+                "\"{}\" is a link to a directory that it lies in",
+                source.display()
+            ),
+        )
+        .hint("The server does not make such links: remove it."))
+    }
+}
+
+/// Whether the server, and nobody else, has put it there.
+pub fn is_servers_own(member: &Path) -> bool {
+    let first = member.iter().next().and_then(OsStr::to_str);
+    // Of what lies in pg_tblspc the server looks at numbers alone.
+    first.is_some_and(|name| SERVERS_OWN.contains(&name))
+        && member.parent() != Some(Path::new("pg_tblspc"))
+}
+
 /// The number that is the name of a tablespace in `pg_tblspc`, spelt as PostgreSQL spells it.
 pub fn tablespace_oid(name: &OsStr) -> Option<u32> {
     let oid: u32 = name.to_str()?.parse().ok()?;
@@ -303,12 +354,16 @@ fn directory_stat(source: &Path) -> Result<Stat> {
             Kind::Refused,
             format!("\"{}\" is not a directory", source.display()),
         )),
-        None => Err(Error::new(
-            Kind::Missing,
-            format!("\"{}\" points to nothing", source.display()),
-        )
-        .hint("Is the file system of the tablespace mounted?")),
+        None => Err(points_to_nothing(source)),
     }
+}
+
+fn points_to_nothing(source: &Path) -> Error {
+    Error::new(
+        Kind::Missing,
+        format!("\"{}\" points to nothing", source.display()),
+    )
+    .hint("Is the file system mounted that it points to?")
 }
 
 /// `base/<db>`, `global`, `pg_tblspc/<oid>/PG_…/<db>`.
@@ -503,6 +558,70 @@ mod tests {
             "pg_tblspc/note",
         ];
         assert_eq!(names(&scan), expected);
+    }
+
+    #[test]
+    fn links_are_followed_where_the_server_follows_them() {
+        use std::os::unix::fs::symlink;
+        let dir = tempfile::tempdir().unwrap();
+        let (data, disk) = (dir.path().join("data"), dir.path().join("disk"));
+        for path in ["base/5", "pg_tblspc", "pg_xact", "pg_stat"] {
+            std::fs::create_dir_all(data.join(path)).unwrap();
+        }
+        for path in ["6", "xact", "log", "space"] {
+            std::fs::create_dir_all(disk.join(path)).unwrap();
+        }
+        for path in ["6/16384", "6/t1_5", "xact/0000", "log/old", "conf", "7"] {
+            std::fs::write(disk.join(path), path).unwrap();
+        }
+        std::fs::remove_dir(data.join("pg_xact")).unwrap();
+        for (target, link) in [
+            ("6", "base/6"),
+            ("7", "base/5/7"),
+            ("xact", "pg_xact"),
+            ("conf", "postgresql.conf"),
+            ("log", "log"),
+            ("space", "pg_tblspc/space"),
+            ("nowhere", "nowhere"),
+        ] {
+            symlink(disk.join(target), data.join(link)).unwrap();
+        }
+        symlink("round", data.join("round")).unwrap();
+        let scan = Scan::new(&data, "PG_15_1".into(), Unlogged::InitFork).unwrap();
+        let expected = [
+            ".",
+            "base",
+            "base/5",
+            "base/5/7",
+            "base/6",
+            "base/6/16384",
+            "pg_stat",
+            "pg_tblspc",
+            "pg_xact",
+            "pg_xact/0000",
+            "postgresql.conf",
+        ];
+        assert_eq!(names(&scan), expected);
+        scan.walk(&mut |found| {
+            assert_ne!(found.stat.kind, FileKind::Symlink, "{found:?}");
+            Ok(())
+        })
+        .unwrap();
+
+        let refused = |target: &Path| {
+            let link = data.join("pg_stat/link");
+            symlink(target, &link).unwrap();
+            let error = scan.walk(&mut |_| Ok(())).unwrap_err();
+            std::fs::remove_file(&link).unwrap();
+            error.kind()
+        };
+        for upwards in [".", "../../data", ".."] {
+            assert_eq!(refused(Path::new(upwards)), Kind::Refused, "{upwards}");
+        }
+        // Outside, and back from there.
+        symlink(data.join("pg_stat"), disk.join("space/back")).unwrap();
+        assert_eq!(refused(&disk.join("space")), Kind::Refused);
+        assert_eq!(refused(&disk.join("nowhere")), Kind::Missing);
     }
 
     #[test]
