@@ -999,6 +999,49 @@ fn matrix_a_linked_database_is_backed_up_or_refused() {
 }
 
 #[test]
+fn a_tablespace_inside_pgdata_is_backed_up_once() {
+    // Given a server with a tablespace inside its data directory, against all advice,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let production = archive.builder("production").start();
+    let space = scratch.dir("production/space");
+    let location = format!("create tablespace s location '{}'", space.display());
+    production.execute(&location);
+    production.execute("create table t tablespace s as select generate_series(1, 1000) as n");
+    let file = production.value("select pg_relation_filepath('t')");
+    let name = file.rsplit('/').next().expect("a name");
+
+    // when it is backed up, then its files are there once, and come back.
+    for mode in MODES {
+        push(&archive, &production, mode).run().ok();
+        let sentinel = archive.sentinel(&archive.latest());
+        let listing = |object: &Value| {
+            let key = object["key"].as_str().expect("a key");
+            archive::tar_list(&unzstd(&archive.get(key).expect("the part")))
+        };
+        let parts = sentinel["seawall"]["parts"].as_array().expect("parts");
+        let listings: String = parts.iter().map(listing).collect();
+        let ending = format!("/{name}");
+        let members: Vec<&str> = listings.lines().filter(|l| l.ends_with(&ending)).collect();
+        assert_eq!(members.len(), 1, "{mode}: {members:?}");
+        let (data, place) = (
+            scratch.join(format!("copy-{mode}")),
+            scratch.join(format!("space-{mode}")),
+        );
+        let mapping = format!("{}={}", space.display(), place.display());
+        let fetch = archive.seawall().arg("backup-fetch").arg(&data);
+        fetch
+            .args(["LATEST", "--recovery", "--tablespace-mapping", &mapping])
+            .run()
+            .ok();
+        let mut copy = Cluster::builder(&scratch, &format!("server-{mode}")).on(&data);
+        copy.start();
+        copy.wait_recovered();
+        assert_eq!(copy.number("select count(*) from t"), 1000);
+    }
+}
+
+#[test]
 fn a_relative_pgdata_is_stored_as_the_absolute_one() {
     let scratch = Scratch::new();
     let archive = Archive::directory(&scratch, "archive");

@@ -85,6 +85,8 @@ pub struct Scan<'a> {
     /// The tablespaces that lie outside the data directory, by their links. They are fixed before the walk: the
     /// sentinel names these, and the WAL makes what is created meanwhile.
     pub tablespaces: Vec<Tablespace>,
+    /// The directories of these.
+    locations: Vec<Stat>,
     /// The one directory of a tablespace that is this server's: `PG_<major>_<catalog version>`.
     version_directory: String,
     unlogged: Unlogged,
@@ -93,7 +95,7 @@ pub struct Scan<'a> {
 impl<'a> Scan<'a> {
     /// A walk over `data`, of a server whose tablespaces have `version_directory`.
     pub fn new(data: &'a Path, version_directory: String, unlogged: Unlogged) -> Result<Scan<'a>> {
-        let mut tablespaces = Vec::new();
+        let (mut tablespaces, mut locations) = (Vec::new(), Vec::new());
         let directory = data.join("pg_tblspc");
         for name in Names::list(&directory)?.iter() {
             let link = directory.join(name);
@@ -102,11 +104,13 @@ impl<'a> Scan<'a> {
             {
                 let location = disk::read_link(&link)?;
                 tablespaces.push(Tablespace { oid, location });
+                locations.extend(disk::stat(&link)?);
             }
         }
         Ok(Scan {
             data,
             tablespaces,
+            locations,
             version_directory,
             unlogged,
         })
@@ -173,6 +177,10 @@ impl<'a> Scan<'a> {
             }
             FileKind::Directory => {
                 walk.found(source.clone(), member, stat)?;
+                // A tablespace inside the data directory: its files come below pg_tblspc, and once is enough.
+                if self.locations.iter().any(|place| place.is_same_file(&stat)) {
+                    return Ok(());
+                }
                 self.directory(&source, member, stat, walk)
             }
             FileKind::File => walk.found(source, member, stat),
@@ -556,6 +564,34 @@ mod tests {
             "pg_tblspc/16400/PG_15_1",
             "pg_tblspc/16400/PG_15_1/5",
             "pg_tblspc/note",
+        ];
+        assert_eq!(names(&scan), expected);
+    }
+
+    #[test]
+    fn a_tablespace_inside_the_data_directory_comes_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir_all(data.join("pg_tblspc")).unwrap();
+        std::fs::create_dir_all(data.join("spaces/one/PG_15_1/5")).unwrap();
+        std::fs::create_dir_all(data.join("spaces/two")).unwrap();
+        std::fs::write(data.join("spaces/one/PG_15_1/5/20000"), "x").unwrap();
+        // The server's path to it need not be ours.
+        let alias = dir.path().join("alias");
+        std::os::unix::fs::symlink(&data, &alias).unwrap();
+        let link = data.join("pg_tblspc/16400");
+        std::os::unix::fs::symlink(alias.join("spaces/one"), link).unwrap();
+        let scan = Scan::new(&data, "PG_15_1".into(), Unlogged::InitFork).unwrap();
+        let expected = [
+            ".",
+            "pg_tblspc",
+            "pg_tblspc/16400",
+            "pg_tblspc/16400/PG_15_1",
+            "pg_tblspc/16400/PG_15_1/5",
+            "pg_tblspc/16400/PG_15_1/5/20000",
+            "spaces",
+            "spaces/one",
+            "spaces/two",
         ];
         assert_eq!(names(&scan), expected);
     }
