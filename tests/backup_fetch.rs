@@ -707,8 +707,9 @@ fn matrix_recovery_ends_at_the_target_that_was_asked_for() {
     insert(2);
     let lsn = production.value("select pg_current_wal_insert_lsn()");
     insert(3);
+    // The form of the manual's example.
     let time = production.value(
-        "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'",
+        "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') || 'Z'",
     );
     let xid = insert(4);
     production.execute("select pg_create_restore_point('vor dem ü''nfall')");

@@ -14,8 +14,8 @@ use std::path::Path;
 pub enum Target {
     /// At the end of WAL.
     End,
-    /// At a moment; RFC 3339 or PostgreSQL's form, with a UTC offset.
-    Time(String),
+    /// At a moment.
+    Time(Timestamp),
     /// At a WAL position.
     Lsn(crate::pg::Lsn),
     /// After a transaction.
@@ -171,7 +171,7 @@ fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
     let mut timeline = recovery.timeline.clone();
     match &recovery.target {
         Target::End => {}
-        Target::Time(time) => lines.push(("recovery_target_time", checked_time(time)?)),
+        Target::Time(time) => lines.push(("recovery_target_time", time.postgres())),
         Target::Lsn(lsn) => lines.push(("recovery_target_lsn", lsn.to_string())),
         Target::Xid(xid) => lines.push(("recovery_target_xid", xid.to_string())),
         Target::Name(name) => lines.push(("recovery_target_name", name.clone())),
@@ -200,10 +200,11 @@ fn is_set(lines: &[(&str, String)], name: &str) -> bool {
     lines.iter().any(|(set, _)| *set == name)
 }
 
-/// A target time without offset would be read in the server's time zone, whatever that is.
-pub fn checked_time(text: &str) -> Result<String> {
-    let parsed = Timestamp::parse_rfc3339(&text.trim().replacen(' ', "T", 1));
-    parsed.map(|_| text.trim().to_string()).map_err(|_| {
+/// RFC 3339 or PostgreSQL's form. A target time without offset would be read in the server's time zone, whatever that
+/// is; there is no WAL from before 1970, and PostgreSQL does not read the year 0.
+pub fn target_time(text: &str) -> Result<Timestamp> {
+    let parsed = Timestamp::parse_rfc3339(text).ok();
+    parsed.filter(|time| time.0 >= 0).ok_or_else(|| {
         Error::new(
             Kind::Usage,
             format!("\"{text}\" is not a target time with a UTC offset"),
@@ -329,12 +330,18 @@ mod tests {
 
     #[test]
     fn a_target_time_needs_its_offset() {
-        for fine in [
-            "2026-11-21 14:03:00+01:00",
-            "2026-11-21T13:03:00Z",
-            "2026-11-21 14:03:00.5-08:00",
+        for (fine, written) in [
+            ("2026-11-21 14:03:00+01:00", "2026-11-21 13:03:00.000000+00"),
+            ("2026-11-21T13:03:00Z", "2026-11-21 13:03:00.000000+00"),
+            (
+                " 2026-11-21t23:03:00.5-08 ",
+                "2026-11-22 07:03:00.500000+00",
+            ),
         ] {
-            assert!(checked_time(fine).is_ok(), "{fine}");
+            let target = Target::Time(target_time(fine).unwrap());
+            let text = self::written("", Start::Recover(recovery(target)), false);
+            let line = format!("recovery_target_time = '{written}'\n");
+            assert!(text.contains(&line), "{fine}: {text}");
         }
         for bad in [
             "2026-11-21 14:03:00",
@@ -342,8 +349,9 @@ mod tests {
             "",
             "14:03+01:00",
             "2026-13-21 14:03:00+01:00",
+            "0000-11-21 14:03:00+01:00",
         ] {
-            assert_eq!(checked_time(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
+            assert_eq!(target_time(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{BASE_RETRY, Context};
 use crate::archive::sentinel::Spec;
 use crate::backup::fetch::{self, Options};
 use crate::backup::recovery::{self, Settings, Start};
-use crate::backup::recovery::{Target, checked_time};
+use crate::backup::recovery::{Target, target_time};
 use crate::backup::spec::Placement;
 use crate::config::{Group, SETTINGS, Setting};
 use crate::disk;
@@ -286,7 +286,7 @@ fn recovery(matches: &ArgMatches) -> Result<Option<Recovery>> {
 
 fn target(matches: &ArgMatches) -> Result<Target> {
     if let Some(text) = text(matches, "target-time") {
-        return checked_time(&text).map(Target::Time);
+        return target_time(&text).map(Target::Time);
     }
     if let Some(lsn) = parsed::<Lsn>(matches, "target-lsn", "--target-lsn")? {
         return Ok(Target::Lsn(lsn));
@@ -504,8 +504,8 @@ mod tests {
     #[test]
     fn a_target_implies_recovery() {
         let target = |words: &[&str]| parse(words).unwrap().recovery.unwrap().target;
-        let time = "2026-11-21 03:40:00+02";
-        assert_eq!(target(&["--target-time", time]), Target::Time(time.into()));
+        let time = Target::Time("2026-11-21T01:40:00Z".parse().unwrap());
+        assert_eq!(target(&["--target-time", "2026-11-21 03:40:00+02"]), time);
         let lsn = Target::Lsn(Lsn(0x1_0000_00A0));
         assert_eq!(target(&["--target-lsn", "1/A0"]), lsn);
         assert_eq!(target(&["--target-xid", "731"]), Target::Xid(731));
