@@ -890,6 +890,87 @@ fn a_copy_takes_over_when_archiving_is_kept() {
 }
 
 #[test]
+fn matrix_a_copy_leaves_productions_subscription_alone() {
+    // Given a production that subscribes to another server, is written to synchronously, and is backed up,
+    let scratch = Scratch::new();
+    let publisher = Cluster::builder(&scratch, "publisher")
+        .config("wal_level", "logical")
+        .start();
+    publisher.execute("create table t (n int)");
+    publisher.execute("create publication p for table t");
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = archive.builder("production").start();
+    production.execute("create table t (n int)");
+    production.execute(&format!(
+        "create subscription s connection 'host={} port={} user=postgres dbname=postgres' publication p",
+        publisher.sockets().display(),
+        publisher.port()
+    ));
+    let rows = |cluster: &Cluster| {
+        cluster.value("select coalesce(string_agg(n::text, ' ' order by n), '') from t")
+    };
+    let wait_for_rows = |cluster: &Cluster, expected: &str| {
+        let what = format!("{expected:?} in {}", cluster.data().display());
+        wait_for(Duration::from_secs(30), &what, || rows(cluster) == expected);
+    };
+    publisher.execute("insert into t values (1)");
+    wait_for_rows(&production, "1");
+    production.configure("synchronous_standby_names", "nobody");
+    let push = archive.seawall_for(&production).arg("backup-push");
+    push.arg(production.data()).run().ok();
+    production.stop(Stop::Fast);
+
+    // when a copy of it is promoted while it is down,
+    let data = scratch.join("copy");
+    let restore = |data: &Path, words: &[&str]| {
+        let fetch = archive.seawall().arg("backup-fetch").arg(data);
+        fetch
+            .args(["LATEST", "--target-immediate", "--target-action=promote"])
+            .args(words)
+            .run()
+            .ok()
+    };
+    let told = restore(&data, &[]);
+    assert!(
+        told.stderr.contains("runs no subscriptions"),
+        "{}",
+        told.stderr
+    );
+    let mut copy = Cluster::builder(&scratch, "copy-server").on(data);
+    copy.start();
+    copy.wait_recovered();
+    assert_eq!(copy.value("show synchronous_standby_names"), "");
+    copy.execute("create table own as select 1 as n");
+    publisher.execute("insert into t values (2)");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(rows(&copy), "1");
+    drop(copy);
+
+    // then production misses nothing when it is up again.
+    production.configure("synchronous_standby_names", "");
+    production.start();
+    wait_for_rows(&production, "1 2");
+
+    // Given a production that is lost, then the copy that takes its place is told to keep what it had, and does.
+    production.kill9();
+    publisher.execute("insert into t values (3)");
+    let data = scratch.join("heir");
+    let told = restore(&data, &["--keep-archiving"]);
+    assert!(
+        told.stderr.contains("give --keep-replication too"),
+        "{}",
+        told.stderr
+    );
+    fs::remove_dir_all(&data).expect("the copy");
+    restore(&data, &["--keep-archiving", "--keep-replication"]);
+    let mut heir = Cluster::builder(&scratch, "heir-server").on(data);
+    heir.start();
+    heir.wait_recovered();
+    assert_eq!(heir.value("show synchronous_standby_names"), "nobody");
+    wait_for_rows(&heir, "1 3");
+}
+
+#[test]
 fn every_codec_goes_there_and_back() {
     let scratch = Scratch::new();
     for (method, extension, magic) in [

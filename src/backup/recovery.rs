@@ -59,6 +59,8 @@ pub struct Settings {
     pub start: Start,
     /// `--keep-archiving`: leave `archive_mode` as it was.
     pub keep_archiving: bool,
+    /// `--keep-replication`: leave subscriptions and synchronous standbys as they were.
+    pub keep_replication: bool,
     /// Plain directories in `pg_tblspc` are accepted during recovery.
     pub in_place_tablespaces: bool,
 }
@@ -153,6 +155,12 @@ fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
     let mut lines = Vec::new();
     if !settings.keep_archiving {
         lines.push(("archive_mode", "off".to_string()));
+    }
+    if !settings.keep_replication {
+        // A subscription of the copy would take production's slot, and what is sent to the copy is sent only once; a
+        // commit of the copy would wait for standbys that follow production.
+        lines.push(("max_logical_replication_workers", "0".to_string()));
+        lines.push(("synchronous_standby_names", String::new()));
     }
     if settings.in_place_tablespaces {
         lines.push(("allow_in_place_tablespaces", "on".to_string()));
@@ -252,12 +260,13 @@ mod tests {
         }
     }
 
-    fn written(before: &str, start: Start, keep_archiving: bool) -> String {
+    fn written(before: &str, start: Start, keep: bool) -> String {
         auto_conf(
             before,
             &Settings {
                 start,
-                keep_archiving,
+                keep_archiving: keep,
+                keep_replication: keep,
                 in_place_tablespaces: false,
             },
         )
@@ -274,7 +283,9 @@ mod tests {
              # commented out by seawall backup-fetch:   Recovery_Target_Time='x'\n\
              # commented out by seawall backup-fetch: restore_command = 'cp'\n\
              # added by seawall backup-fetch\n\
-             archive_mode = 'off'\n"
+             archive_mode = 'off'\n\
+             max_logical_replication_workers = '0'\n\
+             synchronous_standby_names = ''\n"
         );
         assert_eq!(written("a = 1\n", Start::Nothing, true), "a = 1\n");
     }

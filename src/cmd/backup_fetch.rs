@@ -32,6 +32,8 @@ pub struct Args {
     pub recovery: Option<Recovery>,
     /// Leave archiving as it was backed up; otherwise it is off in the copy.
     pub keep_archiving: bool,
+    /// Leave subscriptions and synchronous standbys as they were backed up; otherwise the copy has none.
+    pub keep_replication: bool,
 }
 
 /// Where tablespaces go. Without any of it they go where they were, if these places are empty.
@@ -133,7 +135,7 @@ fn tablespace_options() -> [Arg; 4] {
     ]
 }
 
-fn recovery_options() -> [Arg; 4] {
+fn recovery_options() -> [Arg; 5] {
     [
         Arg::new("recovery")
             .long("recovery")
@@ -160,6 +162,15 @@ fn recovery_options() -> [Arg; 4] {
                 "Leave archive_mode as it was backed up. Without this it is off in the copy: one that is promoted\n\
                  beside a living production would write its timeline into production's archive, and the next\n\
                  recovery of production would follow it.",
+            ),
+        Arg::new("keep-replication")
+            .long("keep-replication")
+            .action(ArgAction::SetTrue)
+            .help("Leave subscriptions and synchronous standbys as they were backed up")
+            .long_help(
+                "Leave max_logical_replication_workers and synchronous_standby_names as they were backed up. Without\n\
+                 this the copy runs no subscription and waits for no standby: its subscriptions have production's\n\
+                 slots, and rows that are sent to the copy never reach a living production.",
             ),
     ]
 }
@@ -233,6 +244,7 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
         waldir: absolute(optional_path(matches, "waldir"), "--waldir")?,
         recovery: recovery(matches)?,
         keep_archiving: matches.get_flag("keep-archiving"),
+        keep_replication: matches.get_flag("keep-replication"),
     })
 }
 
@@ -384,6 +396,7 @@ fn settings(context: &Context, args: &Args) -> Result<Settings> {
     Ok(Settings {
         start,
         keep_archiving: args.keep_archiving,
+        keep_replication: args.keep_replication,
         in_place_tablespaces: false,
     })
 }
@@ -470,6 +483,17 @@ fn advise(args: &Args, settings: &Settings) {
             "archive_mode is off in the copy, so that it cannot write into the archive it came from"
         );
     }
+    if !settings.keep_replication {
+        let off = "the copy runs no subscriptions and waits for no standbys: max_logical_replication_workers is 0, \
+                   synchronous_standby_names is empty";
+        // Only what takes production's place archives where production did, and it wants its replication too.
+        match settings.keep_archiving {
+            false => log::info!("{off}, so that it cannot take production's slots"),
+            true => {
+                log::warn!("{off}; if it takes production's place, give --keep-replication too")
+            }
+        }
+    }
     match &settings.start {
         Start::Nothing => log::info!(
             "to use it: give it the WAL of its backup and start it; backup-fetch --recovery writes a restore_command"
@@ -497,7 +521,7 @@ mod tests {
     fn without_options_nothing_is_changed() {
         let args = parse(&[]).unwrap();
         assert_eq!(args.recovery, None);
-        assert!(!args.keep_archiving);
+        assert!(!args.keep_archiving && !args.keep_replication);
         assert_eq!(args.tablespaces, Tablespaces::default());
     }
 
