@@ -63,9 +63,6 @@ pub fn fetch(
     let mut settings = options.settings.clone();
     if options.placement.blind && has_tablespaces {
         check_blind(details)?;
-        log::info!(
-            "tablespaces become plain directories below pg_tblspc; allow_in_place_tablespaces is set"
-        );
         settings.in_place_tablespaces = true;
     }
     let target = Target::new(data, places, options.waldir.clone());
@@ -87,7 +84,7 @@ pub fn fetch(
     };
     let restored = restore
         .parts(details, options.threads)
-        .and_then(|()| restore.finish(&details.manifest, &settings));
+        .and_then(|()| restore.finish(details, settings));
     restored.map_err(|e| {
         let e = e
             .context(format!("backup {} was not restored", backup.id))
@@ -102,19 +99,18 @@ pub fn fetch(
     })
 }
 
-/// A server that does not know the setting would not start with it. pg_control of a server that is shut down does
-/// not tell the minor release, so an offline backup of 13 or 14 can only be warned about.
+/// Whether the server knows allow_in_place_tablespaces; one that does not would not start with it. pg_control of a
+/// server that is shut down does not tell the minor release, so an offline backup of 13 or 14 can only be warned about.
+fn knows_in_place_tablespaces(details: &Details) -> bool {
+    ServerVersion(details.server_version).has_in_place_tablespaces()
+        || details.mode == Mode::Offline
+}
+
 fn check_blind(details: &Details) -> Result<()> {
+    if knows_in_place_tablespaces(details) {
+        return Ok(());
+    }
     let version = ServerVersion(details.server_version);
-    if version.has_in_place_tablespaces() {
-        return Ok(());
-    }
-    if details.mode == Mode::Offline {
-        log::warn!(
-            "allow_in_place_tablespaces is known since PostgreSQL 13.8 and 14.5; an older server will not start"
-        );
-        return Ok(());
-    }
     Err(Error::new(
         Kind::Refused,
         "a blind restore of this backup would not start: it has tablespaces",
@@ -123,6 +119,18 @@ fn check_blind(details: &Details) -> Result<()> {
         "It was taken from PostgreSQL {version}, which has no allow_in_place_tablespaces; 13.8, 14.5 and 15 have."
     ))
     .hint("Give the tablespaces places with --tablespace-mapping OLD=NEW or --restore-spec."))
+}
+
+fn tell_of_in_place_tablespaces(details: &Details) {
+    log::info!(
+        "tablespaces are plain directories below pg_tblspc; allow_in_place_tablespaces is set, without which the server \
+         would not recover"
+    );
+    if !ServerVersion(details.server_version).has_in_place_tablespaces() {
+        log::warn!(
+            "allow_in_place_tablespaces is known since PostgreSQL 13.8 and 14.5; an older server will not start"
+        );
+    }
 }
 
 /// Reads the manifest for what a worker must check per file; its text is fetched again for the copy, because it
@@ -223,16 +231,21 @@ impl Restore<'_> {
         Ok(())
     }
 
-    fn finish(&self, manifest: &Object, settings: &recovery::Settings) -> Result<Restored> {
+    fn finish(&self, details: &Details, mut settings: recovery::Settings) -> Result<Restored> {
         let restored = self.expected.all_seen()?;
         let control = self.control.lock().expect("only stored and taken").take();
         let control = control
             .ok_or_else(|| Error::new(Kind::Corrupt, "the backup has no global/pg_control"))?;
         self.target.links()?;
-        let mut reader = StoredObject::open(self.archive, manifest)?;
+        let mut reader = StoredObject::open(self.archive, &details.manifest)?;
         self.target.write_new("backup_manifest", &mut reader)?;
         reader.finish()?;
-        recovery::write(self.target.data(), settings)?;
+        settings.in_place_tablespaces |=
+            self.target.has_in_place_tablespaces() && knows_in_place_tablespaces(details);
+        if settings.in_place_tablespaces {
+            tell_of_in_place_tablespaces(details);
+        }
+        recovery::write(self.target.data(), &settings)?;
         self.stop.check()?;
         log::info!("syncing {} files", restored.files);
         self.target.sync()?;

@@ -13,12 +13,15 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where members of the backup go.
 pub struct Target {
     data: PathBuf,
     tablespaces: BTreeMap<u32, PathBuf>,
     waldir: Option<PathBuf>,
+    /// Whether a tablespace became a plain directory in `pg_tblspc`.
+    in_place: AtomicBool,
     /// Directories made so far, so that parts can come in any order.
     made: Mutex<HashSet<PathBuf>>,
     /// Of files that are closed, for those to come: one per worker.
@@ -45,6 +48,7 @@ impl Target {
             data: data.to_path_buf(),
             tablespaces,
             waldir,
+            in_place: AtomicBool::new(false),
             made: Mutex::default(),
             buffers: Mutex::default(),
             syncs: Mutex::default(),
@@ -149,6 +153,13 @@ impl Target {
         self.make(&self.place(Path::new("pg_wal/archive_status"))?)
     }
 
+    /// Whether something went into a tablespace that is a plain directory: one that a blind restore put there, or
+    /// one that was made there (PostgreSQL 15 and later, with `allow_in_place_tablespaces`). A server without that
+    /// setting panics over any directory whose name is digits when its recovery becomes consistent.
+    pub fn has_in_place_tablespaces(&self) -> bool {
+        self.in_place.load(Ordering::Relaxed)
+    }
+
     /// Makes everything durable.
     pub fn sync(&self) -> Result<()> {
         let syncs = std::mem::take(&mut *self.syncs.lock().expect(UNPOISONED));
@@ -176,6 +187,9 @@ impl Target {
             }
         }
         let (root, inside) = self.root(&parts);
+        if root == self.data && is_in_tablespace(&parts) {
+            self.in_place.store(true, Ordering::Relaxed);
+        }
         Ok(root.join(inside.iter().collect::<PathBuf>()))
     }
 
@@ -215,6 +229,12 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// `pg_tblspc/<digits>` and what is below.
+fn is_in_tablespace(parts: &[&OsStr]) -> bool {
+    let digits = |name: &OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    matches!(parts, [first, oid, ..] if *first == "pg_tblspc" && digits(oid))
 }
 
 const UNPOISONED: &str = "a panicking worker ends the restore";
@@ -368,6 +388,24 @@ mod tests {
                 Kind::Corrupt,
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn a_tablespace_without_a_place_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, noticed) in [
+            ("pg_tblspc", false),
+            ("pg_tblspc/16400/PG_15/1", false),
+            ("pg_tblspc/note", false),
+            ("base/16401", false),
+            ("pg_tblspc/16401", true),
+            ("pg_tblspc/016400", true),
+            ("pg_tblspc/16401/PG_15/1", true),
+        ] {
+            let target = target(dir.path());
+            target.place(Path::new(name)).unwrap();
+            assert_eq!(target.has_in_place_tablespaces(), noticed, "{name}");
         }
     }
 
