@@ -650,6 +650,24 @@ fn a_crafted_archive_writes_nothing_outside() {
             member("not-in-the-manifest", b'0', ""),
             "does not match the manifest",
         ),
+        // What is not at its place under any other spelling, least of all the file that lets a server start,
+        (
+            member("./global/pg_control", b'0', ""),
+            "file \"global/pg_control\" does not match the manifest",
+        ),
+        (
+            member("./standby.signal", b'0', ""),
+            "file \"standby.signal\" does not match the manifest",
+        ),
+        // and WAL that the backup does not need.
+        (
+            member("pg_wal/extra", b'0', ""),
+            "file \"pg_wal/extra\" does not match the manifest",
+        ),
+        (
+            member("pg_wal/archive_status/x.ready", b'0', ""),
+            "x.ready\" does not match the manifest",
+        ),
     ];
     for (member, text) in members {
         replace_part(&source.archive, &backup, &[&member[..], &raw].concat());

@@ -7,13 +7,14 @@ use super::expected::{Expected, Restored};
 use super::progress::Progress;
 use super::recovery;
 use super::spec::{self, Placement};
-use super::target::{Room, Target};
+use super::target::{Room, Target, plain_name};
 use crate::archive::Archive;
 use crate::archive::catalog::Backup;
 use crate::archive::sentinel::{Details, Mode, Object};
 use crate::codec::digest::{Crc32c, Sha256, hex};
 use crate::codec::tar::{self, EntryKind};
 use crate::codec::{self, Method};
+use crate::disk;
 use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
 use crate::pg::control::ControlFile;
@@ -37,6 +38,9 @@ pub struct Options {
     /// What is written into the copy's configuration.
     pub settings: recovery::Settings,
 }
+
+/// The file that a server cannot be started without.
+const CONTROL: &str = "global/pg_control";
 
 /// What the workers share.
 struct Restore<'a> {
@@ -68,10 +72,16 @@ pub fn fetch(
     let target = Target::new(data, places, options.waldir.clone());
     target.refuse_used()?;
     let mut room = Room::new(&target);
-    let expected = read_manifest(archive, &details.manifest, &mut room)?;
+    let mut expected = read_manifest(archive, &details.manifest, &mut room)?;
     let total = backup.sentinel.expanded_size_bytes;
     room.add(Path::new("pg_wal"), total.saturating_sub(expected.bytes()));
     room.refuse_small()?;
+    if details.mode == Mode::Offline {
+        for segment in details.segments()? {
+            let name = Path::new("pg_wal").join(segment.to_string());
+            expected.add(&name, details.segment_size, None)?;
+        }
+    }
     progress.expect(total);
     target.create()?;
     let restore = Restore {
@@ -86,12 +96,15 @@ pub fn fetch(
         .parts(details, options.threads)
         .and_then(|()| restore.finish(details, settings));
     restored.map_err(|e| {
+        let shown = data.display();
         let e = e
             .context(format!("backup {} was not restored", backup.id))
-            .also(format!(
-                "\"{}\" is incomplete and cannot be started: it has no global/pg_control.",
-                data.display()
-            ));
+            .also(match disk::lstat(&data.join(CONTROL)) {
+                Ok(None) => {
+                    format!("\"{shown}\" is incomplete and cannot be started: it has no {CONTROL}.")
+                }
+                _ => format!("\"{shown}\" may be incomplete: do not start it."),
+            });
         match e.hint_text() {
             Some(_) => e,
             None => e.hint("Remove what is there before you try again."),
@@ -163,9 +176,10 @@ impl Restore<'_> {
         let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
         while let Some(header) = archive.next_member()? {
             self.stop.check()?;
+            let name = plain_name(&header.path)?;
             match header.kind {
-                EntryKind::Directory => self.target.directory(&header.path, header.mode)?,
-                EntryKind::File => self.file(&header, &mut archive, &mut buffer)?,
+                EntryKind::Directory => self.target.directory(&name, header.mode)?,
+                EntryKind::File => self.file(&name, &header, &mut archive, &mut buffer)?,
                 _ => {
                     return Err(Error::new(
                         Kind::Corrupt,
@@ -181,9 +195,14 @@ impl Restore<'_> {
         archive.into_inner().finish()
     }
 
-    fn file(&self, header: &tar::Header, body: &mut impl Read, buffer: &mut [u8]) -> Result<()> {
-        let name = header.path.as_path();
-        if name == Path::new("global/pg_control") {
+    fn file(
+        &self,
+        name: &Path,
+        header: &tar::Header,
+        body: &mut impl Read,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        if name == Path::new(CONTROL) {
             return self.hold_control(header, body);
         }
         // A signal file of the source would start a recovery or a standby that nobody asked for.
@@ -225,7 +244,7 @@ impl Restore<'_> {
         let mut crc = Crc32c::new();
         crc.update(&bytes);
         self.expected
-            .check(&header.path, header.size, crc.value())?;
+            .check(Path::new(CONTROL), header.size, crc.value())?;
         ControlFile::parse(&bytes)?;
         *self.control.lock().expect("only stored and taken") = Some(bytes);
         Ok(())
@@ -249,8 +268,7 @@ impl Restore<'_> {
         self.stop.check()?;
         log::info!("syncing {} files", restored.files);
         self.target.sync()?;
-        self.target
-            .write_new("global/pg_control", &mut control.as_slice())?;
+        self.target.write_new(CONTROL, &mut control.as_slice())?;
         Ok(restored)
     }
 }

@@ -168,24 +168,11 @@ impl Target {
             .try_for_each(|root| disk::sync_dir(disk::parent_of(root)))
     }
 
-    /// Where a member goes. Names are relative, without `..`, and never lead through a link: the only links are
-    /// made by us, and what lies behind them is addressed directly.
+    /// Where a member goes, by its plain name; never through a link: the only links are made by us, and what lies
+    /// behind them is addressed directly.
     fn place(&self, name: &Path) -> Result<PathBuf> {
-        let unsafe_name = || {
-            Error::new(
-                Kind::Corrupt,
-                format!("the backup contains the unsafe name \"{}\"", name.display()),
-            )
-            .hint("Nothing was written there. This archive was tampered with or damaged.")
-        };
-        let mut parts = Vec::new();
-        for part in name.components() {
-            match part {
-                Component::Normal(part) => parts.push(part),
-                Component::CurDir => {}
-                _ => return Err(unsafe_name()),
-            }
-        }
+        let name = plain_name(name)?;
+        let parts: Vec<&OsStr> = name.iter().collect();
         let (root, inside) = self.root(&parts);
         if root == self.data && is_in_tablespace(&parts) {
             self.in_place.store(true, Ordering::Relaxed);
@@ -229,6 +216,26 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// The one spelling of a member's name, so that no comparison can be fooled: relative, without `.` and `..`. The data
+/// directory itself is empty.
+pub fn plain_name(name: &Path) -> Result<PathBuf> {
+    let mut plain = PathBuf::new();
+    for part in name.components() {
+        match part {
+            Component::Normal(part) => plain.push(part),
+            Component::CurDir => {}
+            _ => {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("the backup contains the unsafe name \"{}\"", name.display()),
+                )
+                .hint("Nothing was written there. This archive was tampered with or damaged."));
+            }
+        }
+    }
+    Ok(plain)
 }
 
 /// `pg_tblspc/<digits>` and what is below.
