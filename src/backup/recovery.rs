@@ -107,9 +107,9 @@ pub fn write(data: &Path, settings: &Settings) -> Result<()> {
         Err(e) if e.kind() == Kind::Missing => Vec::new(),
         other => other?,
     };
-    let text = auto_conf(&String::from_utf8_lossy(&before), settings)?;
+    let text = auto_conf(&before, settings)?;
     let mode = file_mode_in(data)?;
-    replace(&path, mode, text.as_bytes())?;
+    replace(&path, mode, &text)?;
     match &settings.start {
         Start::Nothing => Ok(()),
         Start::Recover(_) => replace(&data.join("recovery.signal"), mode, b""),
@@ -126,22 +126,25 @@ fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
     file.publish(Publish::Replace)
 }
 
-/// The new `postgresql.auto.conf`: what must not be inherited is commented out, ours is appended.
-fn auto_conf(before: &str, settings: &Settings) -> Result<String> {
-    let mut text = String::new();
-    for line in before.lines() {
+/// The new `postgresql.auto.conf`: what must not be inherited is commented out, ours is appended. The rest stays byte
+/// for byte: values are in the encoding of the database in which somebody set them.
+fn auto_conf(before: &[u8], settings: &Settings) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    for line in before.split_inclusive(|byte| *byte == b'\n') {
         if setting_of(line).is_some_and(|name| NOT_INHERITED.contains(&name.as_str())) {
-            text.push_str("# commented out by seawall backup-fetch: ");
+            text.extend_from_slice(b"# commented out by seawall backup-fetch: ");
         }
-        text.push_str(line);
-        text.push('\n');
+        text.extend_from_slice(line);
+    }
+    if text.last().is_some_and(|byte| *byte != b'\n') {
+        text.push(b'\n');
     }
     let ours = lines(settings)?;
     if !ours.is_empty() {
-        text.push_str("# added by seawall backup-fetch\n");
+        text.extend_from_slice(b"# added by seawall backup-fetch\n");
     }
     for (name, value) in ours {
-        text.push_str(&format!("{name} = '{}'\n", quoted(&value)));
+        text.extend_from_slice(format!("{name} = '{}'\n", quoted(&value)).as_bytes());
     }
     Ok(text)
 }
@@ -222,12 +225,11 @@ pub fn target_time(text: &str) -> Result<Timestamp> {
 }
 
 /// The name before `=` of a line in a configuration file, in lower case; `None` for comments and empty lines.
-fn setting_of(line: &str) -> Option<String> {
-    let line = line.trim_start();
-    let end = line
-        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'))
-        .unwrap_or(line.len());
-    (end > 0).then(|| line[..end].to_ascii_lowercase())
+fn setting_of(line: &[u8]) -> Option<String> {
+    let name = line.trim_ascii_start().iter();
+    let name = name.take_while(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(byte));
+    let name: String = name.map(|byte| byte.to_ascii_lowercase() as char).collect();
+    (!name.is_empty()).then_some(name)
 }
 
 /// What postgresql.conf sets and ours does not override; that file is the operator's and is restored as it was.
@@ -235,9 +237,8 @@ fn warn_of_settings_elsewhere(data: &Path, ours: &[(&str, String)]) {
     let Ok(bytes) = disk::read_small(&data.join("postgresql.conf")) else {
         return;
     };
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let inherited = text
-        .lines()
+    let inherited = bytes
+        .split(|byte| *byte == b'\n')
         .filter_map(setting_of)
         .filter(|name| NOT_INHERITED.contains(&name.as_str()) && !is_set(ours, name));
     for name in inherited {
@@ -261,16 +262,13 @@ mod tests {
     }
 
     fn written(before: &str, start: Start, keep: bool) -> String {
-        auto_conf(
-            before,
-            &Settings {
-                start,
-                keep_archiving: keep,
-                keep_replication: keep,
-                in_place_tablespaces: false,
-            },
-        )
-        .unwrap()
+        let settings = Settings {
+            start,
+            keep_archiving: keep,
+            keep_replication: keep,
+            in_place_tablespaces: false,
+        };
+        String::from_utf8(auto_conf(before.as_bytes(), &settings).unwrap()).unwrap()
     }
 
     #[test]
@@ -288,6 +286,29 @@ mod tests {
              synchronous_standby_names = ''\n"
         );
         assert_eq!(written("a = 1\n", Start::Nothing, true), "a = 1\n");
+    }
+
+    #[test]
+    fn values_in_any_encoding_stay_as_they_are() {
+        let settings = Settings {
+            start: Start::Nothing,
+            keep_archiving: true,
+            keep_replication: true,
+            in_place_tablespaces: false,
+        };
+        for (before, after) in [
+            (
+                &b"application_name = 'caf\xe9'\r\n\n\xff"[..],
+                &b"application_name = 'caf\xe9'\r\n\n\xff\n"[..],
+            ),
+            (
+                b"restore_command = '\xe9'\n",
+                b"# commented out by seawall backup-fetch: restore_command = '\xe9'\n",
+            ),
+            (b"", b""),
+        ] {
+            assert_eq!(auto_conf(before, &settings).unwrap(), after);
+        }
     }
 
     #[test]
