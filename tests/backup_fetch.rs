@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::archive::{self, Archive, sentinel_key, sha256, unzstd, zstd};
 use crate::support::cluster::{Cluster, Stop, pg_tool};
+use crate::support::minio::SECRET_KEY;
 use crate::support::seawall::Seawall;
 use crate::support::tmpfs::Tmpfs;
 use crate::support::{Scratch, give_to_postgres, is_root, run, wait_for};
@@ -989,6 +990,58 @@ fn matrix_a_copy_leaves_productions_subscription_alone() {
     wait_for(Duration::from_secs(30), "the row in the heir", || {
         rows(&heir).ends_with(" 3")
     });
+}
+
+#[test]
+fn restore_command_works_in_another_directory_and_environment() {
+    // Given a bucket behind a certificate and a secret that are named by relative paths, and a proxy to stay clear of,
+    let scratch = Scratch::new();
+    let archive = Archive::bucket(&scratch, "elsewhere");
+    let mut production = archive.builder("production").start();
+    production.execute("create table t as select 1 as n");
+    let push = archive.seawall_for(&production).arg("backup-push");
+    push.arg(production.data()).run().ok();
+    let segment = production.switch_wal();
+    production.wait_archived(&segment);
+    production.kill9();
+    let working = scratch.dir("working");
+    let ca = fs::read(scratch.join("elsewhere-ca.pem")).expect("the certificate");
+    scratch.file("working/ca.pem", ca);
+    scratch.file("working/secret", SECRET_KEY);
+    let dead = "http://127.0.0.1:1";
+    let fetch = |data: &Path, proxy: &str| {
+        let fetch = archive.seawall().arg("backup-fetch").arg(data);
+        fetch
+            .args(["LATEST", "--recovery"])
+            .cwd(&working)
+            .env("SEAWALL_S3_CA_FILE", "ca.pem")
+            .env_remove("AWS_SECRET_ACCESS_KEY")
+            .env("AWS_SECRET_ACCESS_KEY_FILE", "secret")
+            .env("HTTPS_PROXY", proxy)
+            .env("NO_PROXY", "localhost,127.0.0.1")
+            .run()
+            .ok()
+    };
+
+    // when it is restored and started with nothing of that, and with a proxy of its own,
+    let data = scratch.join("copy");
+    fetch(&data, dead);
+    let mut copy = Cluster::builder(&scratch, "copy-server")
+        .env("HTTPS_PROXY", dead)
+        .on(&data);
+
+    // then it finds its WAL.
+    copy.start();
+    copy.wait_recovered();
+    assert!(copy.log().contains("restored log file"), "{}", copy.log());
+
+    // What would tell a password is named, not written.
+    let data = scratch.join("secret");
+    let told = fetch(&data, "http://user:topsecret@127.0.0.1:1").without(&["topsecret"]);
+    let warning = "must be started with HTTPS_PROXY in its environment";
+    assert!(told.stderr.contains(warning), "{told:?}");
+    let written = fs::read_to_string(data.join("postgresql.auto.conf")).expect("settings");
+    assert!(!written.contains("topsecret") && !written.contains(SECRET_KEY));
 }
 
 #[test]

@@ -8,7 +8,6 @@ use crate::backup::fetch::{self, Options};
 use crate::backup::recovery::{self, Settings, Start};
 use crate::backup::recovery::{Target, target_time};
 use crate::backup::spec::Placement;
-use crate::config::{Group, SETTINGS, Setting};
 use crate::disk;
 use crate::error::Result;
 use crate::error::{Error, Kind};
@@ -427,32 +426,26 @@ fn restore_command(context: &Context) -> Result<String> {
     let program = std::env::current_exe().map_err(|e| {
         Error::io("could not find the path of this program", e).hint("Give --restore-command.")
     })?;
-    let mut words = Vec::new();
-    let mut secrets = Vec::new();
-    // The prefix and the key's name are among the options.
-    let told = ["prefix", "s3.access-key-id"];
-    let passing = |s: &&Setting| context.config.is_passing(s.env) && !told.contains(&s.key);
-    for setting in SETTINGS
-        .iter()
-        .filter(|s| matches!(s.group, Group::Archive | Group::S3))
-        .filter(passing)
-    {
-        match context.config.given(setting.env) {
-            Some(_) if setting.secret => secrets.push(setting.env),
-            Some(value) => words.push(format!("{}={}", setting.env, shell_quoted(value))),
-            None => {}
-        }
-    }
+    let handed = context.config.handed_on()?;
+    let variables = handed.variables.iter();
+    let mut words: Vec<String> = variables
+        .map(|(name, value)| format!("{name}={}", shell_quoted(value)))
+        .collect();
     if !words.is_empty() {
         words.insert(0, "env".to_string());
     }
     words.push(shell_quoted(&path_text(&program)?));
     words.extend(context.options.iter().map(|option| shell_quoted(option)));
     let command = words.join(" ").replace('%', "%%");
-    if !secrets.is_empty() {
+    if !handed.secrets.is_empty() {
         log::warn!(
             "the server must be started with {} in its environment, or restore_command fails; an --envdir is better",
-            secrets.join(" and ")
+            handed.secrets.join(" and ")
+        );
+    }
+    for origin in handed.misread {
+        log::warn!(
+            "{origin} is a relative path: restore_command looks for it in the copy's data directory"
         );
     }
     Ok(format!("{command} wal-fetch \"%f\" \"%p\""))
