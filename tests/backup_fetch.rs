@@ -272,6 +272,21 @@ fn places_that_do_not_fit_are_refused_before_anything_is_written() {
     space(&inside("space")).expect(2, &["inside"]);
     space(&scratch.path().display().to_string()).expect(2, &["would share"]);
 
+    // Links on the way do not hide it.
+    let real = scratch.dir("real");
+    for (link, to) in [("link", &real), ("way", &scratch.path().to_path_buf())] {
+        std::os::unix::fs::symlink(to, scratch.join(link)).expect("a link");
+    }
+    let apart = |words: &[&str]| {
+        let refused = source.fetch(&data).args(words).run();
+        refused.expect(2, &["lies inside", "whatever links"]);
+    };
+    let (one, other) = (map(0, &new("real/x")), map(1, &new("link/x")));
+    apart(&["-T", &one, "-T", &other]);
+    let waldir = new("way/copy/pg_wal");
+    apart(&["-T", &both[0], "-T", &both[1], "--waldir", &waldir]);
+    assert!(!real.join("x").exists());
+
     // A parent that may not be written to.
     if is_root() {
         let closed = scratch.join("closed");

@@ -79,18 +79,20 @@ impl Target {
             .chain(&self.waldir)
     }
 
-    /// Directories inside each other would mix their files, or hide one behind a link of ours.
+    /// Directories inside each other would mix their files, or hide one behind a link of ours; so would one directory
+    /// under two names. Links on the way are followed, and mounts are seen by their inodes, as far as they are there.
     fn refuse_nested(&self) -> Result<()> {
         let roots: Vec<&PathBuf> = self.roots().collect();
+        let resolved = roots.iter().map(|root| resolved(root));
+        let resolved = resolved.collect::<Result<Vec<PathBuf>>>()?;
         for (n, root) in roots.iter().enumerate() {
-            let others = roots.iter().enumerate().filter(|(other, _)| *other != n);
-            for (_, outer) in others {
-                if root.starts_with(outer) {
+            for (other, outer) in roots.iter().enumerate().filter(|(other, _)| *other != n) {
+                if lies_inside(&resolved[n], &resolved[other])? {
                     return Err(Error::new(
                         Kind::Usage,
                         format!("\"{}\" lies inside \"{}\"", root.display(), outer.display()),
                     )
-                    .detail("PGDATA, --waldir and the places of tablespaces must be apart.")
+                    .detail("PGDATA, --waldir and the places of tablespaces must be apart, whatever links lead there.")
                     .hint("Send a tablespace elsewhere with --tablespace-mapping OLD=NEW."));
                 }
             }
@@ -100,8 +102,11 @@ impl Target {
 
     /// Makes the directories that everything goes into.
     pub fn create(&self) -> Result<()> {
+        self.roots()
+            .try_for_each(|root| disk::create_dirs(root, 0o700))?;
+        // Now that all are there, nothing about them is a guess.
+        self.refuse_nested()?;
         for root in self.roots() {
-            disk::create_dirs(root, 0o700)?;
             tree::set_mode(root, 0o700)?;
             self.made.lock().expect(UNPOISONED).insert(root.clone());
             self.syncs
@@ -342,6 +347,29 @@ fn refuse_filled(root: &Path) -> Result<()> {
     }
 }
 
+/// Where a path leads when links are followed, although its end may not be there yet.
+fn resolved(path: &Path) -> Result<PathBuf> {
+    let there = existing(path);
+    let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
+    Ok(disk::canonical(there)?.join(rest))
+}
+
+/// Whether a path without links is another one or below it, by name or because a directory is mounted twice.
+fn lies_inside(path: &Path, outer: &Path) -> Result<bool> {
+    if path.starts_with(outer) {
+        return Ok(true);
+    }
+    let Some(outer) = disk::stat(outer)? else {
+        return Ok(false);
+    };
+    for above in path.ancestors() {
+        if disk::stat(above)?.is_some_and(|stat| stat.is_same_file(&outer)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The nearest directory above that exists.
 fn existing(path: &Path) -> &Path {
     path.ancestors()
@@ -395,6 +423,37 @@ mod tests {
                 Kind::Corrupt,
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn roots_are_apart_whatever_links_lead_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("real")).unwrap();
+        std::os::unix::fs::symlink(at("real"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("data"), at("dangling")).unwrap();
+        for (space, waldir, apart) in [
+            ("real/x", "link/y", true),
+            ("real/x", "link/x", false),
+            ("link/x", "real/x/wal", false),
+            ("real", "link", false),
+            ("link/x", "link/../data/pg_wal", false),
+            ("link/x", "dangling/pg_wal", false),
+            ("dangling", "y", false),
+        ] {
+            let spaces = BTreeMap::from([(16400, at(space))]);
+            let target = Target::new(&at("data"), spaces, Some(at(waldir)));
+            let made = target.refuse_used().and_then(|()| target.create());
+            assert_eq!(made.is_ok(), apart, "{space} {waldir}: {made:?}");
+            // Only what a link hides that leads nowhere yet is seen after directories were made.
+            let late = [space, waldir]
+                .iter()
+                .any(|name| name.starts_with("dangling"));
+            assert_eq!(at("data").exists(), apart || late, "{space} {waldir}");
+            for name in ["data", "real/x", "real/y"] {
+                tree::remove_tree(&at(name)).unwrap();
+            }
         }
     }
 
