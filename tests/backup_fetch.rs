@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::support::archive::{self, Archive, sentinel_key, sha256, unzstd, zstd};
 use crate::support::cluster::{Cluster, Stop, pg_tool};
+use crate::support::minio::SECRET_KEY;
 use crate::support::seawall::Seawall;
 use crate::support::tmpfs::Tmpfs;
 use crate::support::{Scratch, give_to_postgres, is_root, run, wait_for};
@@ -270,6 +271,21 @@ fn places_that_do_not_fit_are_refused_before_anything_is_written() {
     };
     space(&inside("space")).expect(2, &["inside"]);
     space(&scratch.path().display().to_string()).expect(2, &["would share"]);
+
+    // Links on the way do not hide it.
+    let real = scratch.dir("real");
+    for (link, to) in [("link", &real), ("way", &scratch.path().to_path_buf())] {
+        std::os::unix::fs::symlink(to, scratch.join(link)).expect("a link");
+    }
+    let apart = |words: &[&str]| {
+        let refused = source.fetch(&data).args(words).run();
+        refused.expect(2, &["lies inside", "whatever links"]);
+    };
+    let (one, other) = (map(0, &new("real/x")), map(1, &new("link/x")));
+    apart(&["-T", &one, "-T", &other]);
+    let waldir = new("way/copy/pg_wal");
+    apart(&["-T", &both[0], "-T", &both[1], "--waldir", &waldir]);
+    assert!(!real.join("x").exists());
 
     // A parent that may not be written to.
     if is_root() {
@@ -650,6 +666,24 @@ fn a_crafted_archive_writes_nothing_outside() {
             member("not-in-the-manifest", b'0', ""),
             "does not match the manifest",
         ),
+        // What is not at its place under any other spelling, least of all the file that lets a server start,
+        (
+            member("./global/pg_control", b'0', ""),
+            "file \"global/pg_control\" does not match the manifest",
+        ),
+        (
+            member("./standby.signal", b'0', ""),
+            "file \"standby.signal\" does not match the manifest",
+        ),
+        // and WAL that the backup does not need.
+        (
+            member("pg_wal/extra", b'0', ""),
+            "file \"pg_wal/extra\" does not match the manifest",
+        ),
+        (
+            member("pg_wal/archive_status/x.ready", b'0', ""),
+            "x.ready\" does not match the manifest",
+        ),
     ];
     for (member, text) in members {
         replace_part(&source.archive, &backup, &[&member[..], &raw].concat());
@@ -707,8 +741,9 @@ fn matrix_recovery_ends_at_the_target_that_was_asked_for() {
     insert(2);
     let lsn = production.value("select pg_current_wal_insert_lsn()");
     insert(3);
+    // The form of the manual's example.
     let time = production.value(
-        "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'",
+        "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US') || 'Z'",
     );
     let xid = insert(4);
     production.execute("select pg_create_restore_point('vor dem ü''nfall')");
@@ -886,6 +921,142 @@ fn a_copy_takes_over_when_archiving_is_kept() {
         assert_eq!(next.number("select count(*) from t"), 2, "{backup}");
         next.stop(Stop::Fast);
     }
+}
+
+#[test]
+fn matrix_a_copy_leaves_productions_subscription_alone() {
+    // Given a production that subscribes to another server, is written to synchronously, and is backed up,
+    let scratch = Scratch::new();
+    let publisher = Cluster::builder(&scratch, "publisher")
+        .config("wal_level", "logical")
+        .start();
+    publisher.execute("create table t (n int)");
+    publisher.execute("create publication p for table t");
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = archive.builder("production").start();
+    production.execute("create table t (n int)");
+    production.execute(&format!(
+        "create subscription s connection 'host={} port={} user=postgres dbname=postgres' publication p",
+        publisher.sockets().display(),
+        publisher.port()
+    ));
+    let rows = |cluster: &Cluster| {
+        cluster.value("select coalesce(string_agg(n::text, ' ' order by n), '') from t")
+    };
+    let wait_for_rows = |cluster: &Cluster, expected: &str| {
+        let what = format!("{expected:?} in {}", cluster.data().display());
+        wait_for(Duration::from_secs(30), &what, || rows(cluster) == expected);
+    };
+    publisher.execute("insert into t values (1)");
+    wait_for_rows(&production, "1");
+    production.configure("synchronous_standby_names", "nobody");
+    let push = archive.seawall_for(&production).arg("backup-push");
+    push.arg(production.data()).run().ok();
+    production.stop(Stop::Fast);
+
+    // when a copy of it is promoted while it is down,
+    let data = scratch.join("copy");
+    let restore = |data: &Path, words: &[&str]| {
+        let fetch = archive.seawall().arg("backup-fetch").arg(data);
+        fetch
+            .args(["LATEST", "--target-immediate", "--target-action=promote"])
+            .args(words)
+            .run()
+            .ok()
+    };
+    let told = restore(&data, &[]);
+    assert!(
+        told.stderr.contains("runs no subscriptions"),
+        "{}",
+        told.stderr
+    );
+    let mut copy = Cluster::builder(&scratch, "copy-server").on(data);
+    copy.start();
+    copy.wait_recovered();
+    assert_eq!(copy.value("show synchronous_standby_names"), "");
+    copy.execute("create table own as select 1 as n");
+    publisher.execute("insert into t values (2)");
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(rows(&copy), "1");
+    drop(copy);
+
+    // then production misses nothing when it is up again.
+    production.configure("synchronous_standby_names", "");
+    production.start();
+    wait_for_rows(&production, "1 2");
+
+    // Given a production that is lost, then the copy that takes its place is told to keep what it had, and does.
+    production.kill9();
+    publisher.execute("insert into t values (3)");
+    let data = scratch.join("heir");
+    let told = restore(&data, &["--keep-archiving"]);
+    assert!(
+        told.stderr.contains("give --keep-replication too"),
+        "{}",
+        told.stderr
+    );
+    fs::remove_dir_all(&data).expect("the copy");
+    restore(&data, &["--keep-archiving", "--keep-replication"]);
+    let mut heir = Cluster::builder(&scratch, "heir-server").on(data);
+    heir.start();
+    heir.wait_recovered();
+    assert_eq!(heir.value("show synchronous_standby_names"), "nobody");
+    // Row 2 is with production alone if the publisher was told so in time.
+    wait_for(Duration::from_secs(30), "the row in the heir", || {
+        rows(&heir).ends_with(" 3")
+    });
+}
+
+#[test]
+fn restore_command_works_in_another_directory_and_environment() {
+    // Given a bucket behind a certificate and a secret that are named by relative paths, and a proxy to stay clear of,
+    let scratch = Scratch::new();
+    let archive = Archive::bucket(&scratch, "elsewhere");
+    let mut production = archive.builder("production").start();
+    production.execute("create table t as select 1 as n");
+    let push = archive.seawall_for(&production).arg("backup-push");
+    push.arg(production.data()).run().ok();
+    let segment = production.switch_wal();
+    production.wait_archived(&segment);
+    production.kill9();
+    let working = scratch.dir("working");
+    let ca = fs::read(scratch.join("elsewhere-ca.pem")).expect("the certificate");
+    scratch.file("working/ca.pem", ca);
+    scratch.file("working/secret", SECRET_KEY);
+    let dead = "http://127.0.0.1:1";
+    let fetch = |data: &Path, proxy: &str| {
+        let fetch = archive.seawall().arg("backup-fetch").arg(data);
+        fetch
+            .args(["LATEST", "--recovery"])
+            .cwd(&working)
+            .env("SEAWALL_S3_CA_FILE", "ca.pem")
+            .env_remove("AWS_SECRET_ACCESS_KEY")
+            .env("AWS_SECRET_ACCESS_KEY_FILE", "secret")
+            .env("HTTPS_PROXY", proxy)
+            .env("NO_PROXY", "localhost,127.0.0.1")
+            .run()
+            .ok()
+    };
+
+    // when it is restored and started with nothing of that, and with a proxy of its own,
+    let data = scratch.join("copy");
+    fetch(&data, dead);
+    let mut copy = Cluster::builder(&scratch, "copy-server")
+        .env("HTTPS_PROXY", dead)
+        .on(&data);
+
+    // then it finds its WAL.
+    copy.start();
+    copy.wait_recovered();
+    assert!(copy.log().contains("restored log file"), "{}", copy.log());
+
+    // What would tell a password is named, not written.
+    let data = scratch.join("secret");
+    let told = fetch(&data, "http://user:topsecret@127.0.0.1:1").without(&["topsecret"]);
+    let warning = "must be started with HTTPS_PROXY in its environment";
+    assert!(told.stderr.contains(warning), "{told:?}");
+    let written = fs::read_to_string(data.join("postgresql.auto.conf")).expect("settings");
+    assert!(!written.contains("topsecret") && !written.contains(SECRET_KEY));
 }
 
 #[test]

@@ -98,6 +98,39 @@ fn a_copy_recovers_whatever_its_prefix_and_productions_settings_are() {
 }
 
 #[test]
+fn postgresql_reads_every_form_of_a_target_time() {
+    let scratch = Scratch::new();
+    let (production, prefix) = archiving(&scratch, "archive", &[("timezone", "Asia/Kathmandu")]);
+    back_up(&scratch, &prefix, &production);
+    for (form, at) in [
+        // The manual's own example: what reads the configuration file does not know what Z is.
+        ("2026-11-21T03:40:00Z", "2026-11-21 03:40:00.000000+00"),
+        ("2026-11-21t03:40:00z", "2026-11-21 03:40:00.000000+00"),
+        (" 2026-11-21 03:40:00 Z", "2026-11-21 03:40:00.000000+00"),
+        ("2026-11-21 03:40:00+00", "2026-11-21 03:40:00.000000+00"),
+        ("2026-11-21T03:40:00+05:45", "2026-11-20 21:55:00.000000+00"),
+        ("2026-11-21 03:40:00 -0800", "2026-11-21 11:40:00.000000+00"),
+        (
+            "2026-11-21 03:40:00.5+23:59",
+            "2026-11-20 03:41:00.500000+00",
+        ),
+        (
+            "2026-11-21T03:40:00.1234567Z",
+            "2026-11-21 03:40:00.123456+00",
+        ),
+        ("2026-12-31T23:59:60Z", "2027-01-01 00:00:00.000000+00"),
+        ("1970-01-01T00:00:00Z", "1970-01-01 00:00:00.000000+00"),
+        ("9999-12-31T23:59:59-12", "10000-01-01 11:59:59.000000+00"),
+    ] {
+        let copy = scratch.join("copy");
+        let fetch = seawall(&scratch, &prefix).arg("backup-fetch").arg(&copy);
+        fetch.args(["LATEST", "--target-time", form]).run().ok();
+        assert_eq!(setting(&copy, "recovery_target_time"), at, "{form}");
+        fs::remove_dir_all(&copy).expect("the copy");
+    }
+}
+
+#[test]
 fn files_with_odd_names_come_back() {
     // Given a data directory with names that tar, JSON and paths find hard,
     let scratch = Scratch::new();

@@ -383,6 +383,8 @@ zstd -d -c backup_manifest.zst > "$3/backup_manifest"
 cat >> "$3/postgresql.auto.conf" <<END
 restore_command = 'zstd -d -q -f "$1/wal_005/%f.zst" -o %p'
 archive_mode = off
+max_logical_replication_workers = 0
+synchronous_standby_names = ''
 END
 touch "$3/recovery.signal"
 "#;

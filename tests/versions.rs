@@ -237,6 +237,53 @@ fn matrix_an_offline_backup_starts_by_itself() {
 }
 
 #[test]
+fn matrix_tablespaces_in_place_come_back() {
+    // Given a server with a tablespace that is a directory in pg_tblspc, where the server knows such a thing,
+    let scratch = Scratch::new();
+    let cluster = Cluster::builder(&scratch, "origin")
+        .archive_command(seawall(&scratch).args(["wal-push", "%p"]).shell_line())
+        .start();
+    let setting = "select count(*) from pg_settings where name = 'allow_in_place_tablespaces'";
+    if cluster.number(setting) == 0 {
+        println!("skipped: this server has no allow_in_place_tablespaces");
+        return;
+    }
+    cluster.execute("alter role postgres set allow_in_place_tablespaces = on");
+    cluster.execute("create tablespace inside location ''");
+    cluster.execute("create tablespace empty location ''");
+    cluster.execute("create table rows tablespace inside as select generate_series(1, 1000) as n");
+    let data = cluster.data().display().to_string();
+    for (way, args) in [("local", &[data.as_str()][..]), ("remote", &[])] {
+        // when it is backed up and restored in whatever way,
+        push(&scratch, &cluster, args);
+        archive_all(&cluster);
+        for (n, options) in [&["--recovery"][..], &["--recovery", "--blind-restore"]]
+            .iter()
+            .enumerate()
+        {
+            let name = format!("{way}-{n}");
+            let told = seawall(&scratch)
+                .arg("backup-fetch")
+                .arg(scratch.join(&name));
+            let told = told.arg("LATEST").args(*options).run().ok();
+            assert!(
+                told.stderr.contains("allow_in_place_tablespaces"),
+                "{told:?}"
+            );
+
+            // then the copy recovers, and the tablespaces are where they were.
+            let mut copy =
+                Cluster::builder(&scratch, &format!("{name}-server")).on(scratch.join(&name));
+            copy.start();
+            copy.wait_recovered();
+            assert_eq!(copy.number("select count(*) from rows"), 1000, "{name}");
+            copy.execute("create table more tablespace empty as select 1 as n");
+            judges::assert_sound(&copy);
+        }
+    }
+}
+
+#[test]
 fn matrix_a_blind_restore_starts_and_is_backed_up_again_or_is_refused() {
     let scratch = Scratch::new();
     let mut origin = Origin::start(&scratch);

@@ -7,13 +7,14 @@ use super::expected::{Expected, Restored};
 use super::progress::Progress;
 use super::recovery;
 use super::spec::{self, Placement};
-use super::target::{Room, Target};
+use super::target::{Room, Target, plain_name};
 use crate::archive::Archive;
 use crate::archive::catalog::Backup;
 use crate::archive::sentinel::{Details, Mode, Object};
 use crate::codec::digest::{Crc32c, Sha256, hex};
 use crate::codec::tar::{self, EntryKind};
 use crate::codec::{self, Method};
+use crate::disk;
 use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
 use crate::pg::control::ControlFile;
@@ -37,6 +38,9 @@ pub struct Options {
     /// What is written into the copy's configuration.
     pub settings: recovery::Settings,
 }
+
+/// The file that a server cannot be started without.
+const CONTROL: &str = "global/pg_control";
 
 /// What the workers share.
 struct Restore<'a> {
@@ -63,18 +67,21 @@ pub fn fetch(
     let mut settings = options.settings.clone();
     if options.placement.blind && has_tablespaces {
         check_blind(details)?;
-        log::info!(
-            "tablespaces become plain directories below pg_tblspc; allow_in_place_tablespaces is set"
-        );
         settings.in_place_tablespaces = true;
     }
     let target = Target::new(data, places, options.waldir.clone());
     target.refuse_used()?;
     let mut room = Room::new(&target);
-    let expected = read_manifest(archive, &details.manifest, &mut room)?;
+    let mut expected = read_manifest(archive, &details.manifest, &mut room)?;
     let total = backup.sentinel.expanded_size_bytes;
     room.add(Path::new("pg_wal"), total.saturating_sub(expected.bytes()));
     room.refuse_small()?;
+    if details.mode == Mode::Offline {
+        for segment in details.segments()? {
+            let name = Path::new("pg_wal").join(segment.to_string());
+            expected.add(&name, details.segment_size, None)?;
+        }
+    }
     progress.expect(total);
     target.create()?;
     let restore = Restore {
@@ -87,14 +94,17 @@ pub fn fetch(
     };
     let restored = restore
         .parts(details, options.threads)
-        .and_then(|()| restore.finish(&details.manifest, &settings));
+        .and_then(|()| restore.finish(details, settings));
     restored.map_err(|e| {
+        let shown = data.display();
         let e = e
             .context(format!("backup {} was not restored", backup.id))
-            .also(format!(
-                "\"{}\" is incomplete and cannot be started: it has no global/pg_control.",
-                data.display()
-            ));
+            .also(match disk::lstat(&data.join(CONTROL)) {
+                Ok(None) => {
+                    format!("\"{shown}\" is incomplete and cannot be started: it has no {CONTROL}.")
+                }
+                _ => format!("\"{shown}\" may be incomplete: do not start it."),
+            });
         match e.hint_text() {
             Some(_) => e,
             None => e.hint("Remove what is there before you try again."),
@@ -102,19 +112,18 @@ pub fn fetch(
     })
 }
 
-/// A server that does not know the setting would not start with it. pg_control of a server that is shut down does
-/// not tell the minor release, so an offline backup of 13 or 14 can only be warned about.
+/// Whether the server knows allow_in_place_tablespaces; one that does not would not start with it. pg_control of a
+/// server that is shut down does not tell the minor release, so an offline backup of 13 or 14 can only be warned about.
+fn knows_in_place_tablespaces(details: &Details) -> bool {
+    ServerVersion(details.server_version).has_in_place_tablespaces()
+        || details.mode == Mode::Offline
+}
+
 fn check_blind(details: &Details) -> Result<()> {
+    if knows_in_place_tablespaces(details) {
+        return Ok(());
+    }
     let version = ServerVersion(details.server_version);
-    if version.has_in_place_tablespaces() {
-        return Ok(());
-    }
-    if details.mode == Mode::Offline {
-        log::warn!(
-            "allow_in_place_tablespaces is known since PostgreSQL 13.8 and 14.5; an older server will not start"
-        );
-        return Ok(());
-    }
     Err(Error::new(
         Kind::Refused,
         "a blind restore of this backup would not start: it has tablespaces",
@@ -123,6 +132,18 @@ fn check_blind(details: &Details) -> Result<()> {
         "It was taken from PostgreSQL {version}, which has no allow_in_place_tablespaces; 13.8, 14.5 and 15 have."
     ))
     .hint("Give the tablespaces places with --tablespace-mapping OLD=NEW or --restore-spec."))
+}
+
+fn tell_of_in_place_tablespaces(details: &Details) {
+    log::info!(
+        "tablespaces are plain directories below pg_tblspc; allow_in_place_tablespaces is set, without which the server \
+         would not recover"
+    );
+    if !ServerVersion(details.server_version).has_in_place_tablespaces() {
+        log::warn!(
+            "allow_in_place_tablespaces is known since PostgreSQL 13.8 and 14.5; an older server will not start"
+        );
+    }
 }
 
 /// Reads the manifest for what a worker must check per file; its text is fetched again for the copy, because it
@@ -155,9 +176,10 @@ impl Restore<'_> {
         let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
         while let Some(header) = archive.next_member()? {
             self.stop.check()?;
+            let name = plain_name(&header.path)?;
             match header.kind {
-                EntryKind::Directory => self.target.directory(&header.path, header.mode)?,
-                EntryKind::File => self.file(&header, &mut archive, &mut buffer)?,
+                EntryKind::Directory => self.target.directory(&name, header.mode)?,
+                EntryKind::File => self.file(&name, &header, &mut archive, &mut buffer)?,
                 _ => {
                     return Err(Error::new(
                         Kind::Corrupt,
@@ -173,9 +195,14 @@ impl Restore<'_> {
         archive.into_inner().finish()
     }
 
-    fn file(&self, header: &tar::Header, body: &mut impl Read, buffer: &mut [u8]) -> Result<()> {
-        let name = header.path.as_path();
-        if name == Path::new("global/pg_control") {
+    fn file(
+        &self,
+        name: &Path,
+        header: &tar::Header,
+        body: &mut impl Read,
+        buffer: &mut [u8],
+    ) -> Result<()> {
+        if name == Path::new(CONTROL) {
             return self.hold_control(header, body);
         }
         // A signal file of the source would start a recovery or a standby that nobody asked for.
@@ -217,27 +244,31 @@ impl Restore<'_> {
         let mut crc = Crc32c::new();
         crc.update(&bytes);
         self.expected
-            .check(&header.path, header.size, crc.value())?;
+            .check(Path::new(CONTROL), header.size, crc.value())?;
         ControlFile::parse(&bytes)?;
         *self.control.lock().expect("only stored and taken") = Some(bytes);
         Ok(())
     }
 
-    fn finish(&self, manifest: &Object, settings: &recovery::Settings) -> Result<Restored> {
+    fn finish(&self, details: &Details, mut settings: recovery::Settings) -> Result<Restored> {
         let restored = self.expected.all_seen()?;
         let control = self.control.lock().expect("only stored and taken").take();
         let control = control
             .ok_or_else(|| Error::new(Kind::Corrupt, "the backup has no global/pg_control"))?;
         self.target.links()?;
-        let mut reader = StoredObject::open(self.archive, manifest)?;
+        let mut reader = StoredObject::open(self.archive, &details.manifest)?;
         self.target.write_new("backup_manifest", &mut reader)?;
         reader.finish()?;
-        recovery::write(self.target.data(), settings)?;
+        settings.in_place_tablespaces |=
+            self.target.has_in_place_tablespaces() && knows_in_place_tablespaces(details);
+        if settings.in_place_tablespaces {
+            tell_of_in_place_tablespaces(details);
+        }
+        recovery::write(self.target.data(), &settings)?;
         self.stop.check()?;
         log::info!("syncing {} files", restored.files);
         self.target.sync()?;
-        self.target
-            .write_new("global/pg_control", &mut control.as_slice())?;
+        self.target.write_new(CONTROL, &mut control.as_slice())?;
         Ok(restored)
     }
 }

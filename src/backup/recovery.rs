@@ -14,8 +14,8 @@ use std::path::Path;
 pub enum Target {
     /// At the end of WAL.
     End,
-    /// At a moment; RFC 3339 or PostgreSQL's form, with a UTC offset.
-    Time(String),
+    /// At a moment.
+    Time(Timestamp),
     /// At a WAL position.
     Lsn(crate::pg::Lsn),
     /// After a transaction.
@@ -59,6 +59,8 @@ pub struct Settings {
     pub start: Start,
     /// `--keep-archiving`: leave `archive_mode` as it was.
     pub keep_archiving: bool,
+    /// `--keep-replication`: leave subscriptions and synchronous standbys as they were.
+    pub keep_replication: bool,
     /// Plain directories in `pg_tblspc` are accepted during recovery.
     pub in_place_tablespaces: bool,
 }
@@ -105,9 +107,9 @@ pub fn write(data: &Path, settings: &Settings) -> Result<()> {
         Err(e) if e.kind() == Kind::Missing => Vec::new(),
         other => other?,
     };
-    let text = auto_conf(&String::from_utf8_lossy(&before), settings)?;
+    let text = auto_conf(&before, settings)?;
     let mode = file_mode_in(data)?;
-    replace(&path, mode, text.as_bytes())?;
+    replace(&path, mode, &text)?;
     match &settings.start {
         Start::Nothing => Ok(()),
         Start::Recover(_) => replace(&data.join("recovery.signal"), mode, b""),
@@ -124,22 +126,25 @@ fn replace(path: &Path, mode: u32, bytes: &[u8]) -> Result<()> {
     file.publish(Publish::Replace)
 }
 
-/// The new `postgresql.auto.conf`: what must not be inherited is commented out, ours is appended.
-fn auto_conf(before: &str, settings: &Settings) -> Result<String> {
-    let mut text = String::new();
-    for line in before.lines() {
+/// The new `postgresql.auto.conf`: what must not be inherited is commented out, ours is appended. The rest stays byte
+/// for byte: values are in the encoding of the database in which somebody set them.
+fn auto_conf(before: &[u8], settings: &Settings) -> Result<Vec<u8>> {
+    let mut text = Vec::new();
+    for line in before.split_inclusive(|byte| *byte == b'\n') {
         if setting_of(line).is_some_and(|name| NOT_INHERITED.contains(&name.as_str())) {
-            text.push_str("# commented out by seawall backup-fetch: ");
+            text.extend_from_slice(b"# commented out by seawall backup-fetch: ");
         }
-        text.push_str(line);
-        text.push('\n');
+        text.extend_from_slice(line);
+    }
+    if text.last().is_some_and(|byte| *byte != b'\n') {
+        text.push(b'\n');
     }
     let ours = lines(settings)?;
     if !ours.is_empty() {
-        text.push_str("# added by seawall backup-fetch\n");
+        text.extend_from_slice(b"# added by seawall backup-fetch\n");
     }
     for (name, value) in ours {
-        text.push_str(&format!("{name} = '{}'\n", quoted(&value)));
+        text.extend_from_slice(format!("{name} = '{}'\n", quoted(&value)).as_bytes());
     }
     Ok(text)
 }
@@ -153,6 +158,12 @@ fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
     let mut lines = Vec::new();
     if !settings.keep_archiving {
         lines.push(("archive_mode", "off".to_string()));
+    }
+    if !settings.keep_replication {
+        // A subscription of the copy would take production's slot, and what is sent to the copy is sent only once; a
+        // commit of the copy would wait for standbys that follow production.
+        lines.push(("max_logical_replication_workers", "0".to_string()));
+        lines.push(("synchronous_standby_names", String::new()));
     }
     if settings.in_place_tablespaces {
         lines.push(("allow_in_place_tablespaces", "on".to_string()));
@@ -171,7 +182,7 @@ fn lines(settings: &Settings) -> Result<Vec<(&'static str, String)>> {
     let mut timeline = recovery.timeline.clone();
     match &recovery.target {
         Target::End => {}
-        Target::Time(time) => lines.push(("recovery_target_time", checked_time(time)?)),
+        Target::Time(time) => lines.push(("recovery_target_time", time.postgres())),
         Target::Lsn(lsn) => lines.push(("recovery_target_lsn", lsn.to_string())),
         Target::Xid(xid) => lines.push(("recovery_target_xid", xid.to_string())),
         Target::Name(name) => lines.push(("recovery_target_name", name.clone())),
@@ -200,10 +211,11 @@ fn is_set(lines: &[(&str, String)], name: &str) -> bool {
     lines.iter().any(|(set, _)| *set == name)
 }
 
-/// A target time without offset would be read in the server's time zone, whatever that is.
-pub fn checked_time(text: &str) -> Result<String> {
-    let parsed = Timestamp::parse_rfc3339(&text.trim().replacen(' ', "T", 1));
-    parsed.map(|_| text.trim().to_string()).map_err(|_| {
+/// RFC 3339 or PostgreSQL's form. A target time without offset would be read in the server's time zone, whatever that
+/// is; there is no WAL from before 1970, and PostgreSQL does not read the year 0.
+pub fn target_time(text: &str) -> Result<Timestamp> {
+    let parsed = Timestamp::parse_rfc3339(text).ok();
+    parsed.filter(|time| time.0 >= 0).ok_or_else(|| {
         Error::new(
             Kind::Usage,
             format!("\"{text}\" is not a target time with a UTC offset"),
@@ -213,12 +225,11 @@ pub fn checked_time(text: &str) -> Result<String> {
 }
 
 /// The name before `=` of a line in a configuration file, in lower case; `None` for comments and empty lines.
-fn setting_of(line: &str) -> Option<String> {
-    let line = line.trim_start();
-    let end = line
-        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '.'))
-        .unwrap_or(line.len());
-    (end > 0).then(|| line[..end].to_ascii_lowercase())
+fn setting_of(line: &[u8]) -> Option<String> {
+    let name = line.trim_ascii_start().iter();
+    let name = name.take_while(|byte| byte.is_ascii_alphanumeric() || b"_.".contains(byte));
+    let name: String = name.map(|byte| byte.to_ascii_lowercase() as char).collect();
+    (!name.is_empty()).then_some(name)
 }
 
 /// What postgresql.conf sets and ours does not override; that file is the operator's and is restored as it was.
@@ -226,9 +237,8 @@ fn warn_of_settings_elsewhere(data: &Path, ours: &[(&str, String)]) {
     let Ok(bytes) = disk::read_small(&data.join("postgresql.conf")) else {
         return;
     };
-    let text = String::from_utf8_lossy(&bytes).into_owned();
-    let inherited = text
-        .lines()
+    let inherited = bytes
+        .split(|byte| *byte == b'\n')
         .filter_map(setting_of)
         .filter(|name| NOT_INHERITED.contains(&name.as_str()) && !is_set(ours, name));
     for name in inherited {
@@ -251,16 +261,14 @@ mod tests {
         }
     }
 
-    fn written(before: &str, start: Start, keep_archiving: bool) -> String {
-        auto_conf(
-            before,
-            &Settings {
-                start,
-                keep_archiving,
-                in_place_tablespaces: false,
-            },
-        )
-        .unwrap()
+    fn written(before: &str, start: Start, keep: bool) -> String {
+        let settings = Settings {
+            start,
+            keep_archiving: keep,
+            keep_replication: keep,
+            in_place_tablespaces: false,
+        };
+        String::from_utf8(auto_conf(before.as_bytes(), &settings).unwrap()).unwrap()
     }
 
     #[test]
@@ -273,9 +281,34 @@ mod tests {
              # commented out by seawall backup-fetch:   Recovery_Target_Time='x'\n\
              # commented out by seawall backup-fetch: restore_command = 'cp'\n\
              # added by seawall backup-fetch\n\
-             archive_mode = 'off'\n"
+             archive_mode = 'off'\n\
+             max_logical_replication_workers = '0'\n\
+             synchronous_standby_names = ''\n"
         );
         assert_eq!(written("a = 1\n", Start::Nothing, true), "a = 1\n");
+    }
+
+    #[test]
+    fn values_in_any_encoding_stay_as_they_are() {
+        let settings = Settings {
+            start: Start::Nothing,
+            keep_archiving: true,
+            keep_replication: true,
+            in_place_tablespaces: false,
+        };
+        for (before, after) in [
+            (
+                &b"application_name = 'caf\xe9'\r\n\n\xff"[..],
+                &b"application_name = 'caf\xe9'\r\n\n\xff\n"[..],
+            ),
+            (
+                b"restore_command = '\xe9'\n",
+                b"# commented out by seawall backup-fetch: restore_command = '\xe9'\n",
+            ),
+            (b"", b""),
+        ] {
+            assert_eq!(auto_conf(before, &settings).unwrap(), after);
+        }
     }
 
     #[test]
@@ -329,12 +362,18 @@ mod tests {
 
     #[test]
     fn a_target_time_needs_its_offset() {
-        for fine in [
-            "2026-11-21 14:03:00+01:00",
-            "2026-11-21T13:03:00Z",
-            "2026-11-21 14:03:00.5-08:00",
+        for (fine, written) in [
+            ("2026-11-21 14:03:00+01:00", "2026-11-21 13:03:00.000000+00"),
+            ("2026-11-21T13:03:00Z", "2026-11-21 13:03:00.000000+00"),
+            (
+                " 2026-11-21t23:03:00.5-08 ",
+                "2026-11-22 07:03:00.500000+00",
+            ),
         ] {
-            assert!(checked_time(fine).is_ok(), "{fine}");
+            let target = Target::Time(target_time(fine).unwrap());
+            let text = self::written("", Start::Recover(recovery(target)), false);
+            let line = format!("recovery_target_time = '{written}'\n");
+            assert!(text.contains(&line), "{fine}: {text}");
         }
         for bad in [
             "2026-11-21 14:03:00",
@@ -342,8 +381,9 @@ mod tests {
             "",
             "14:03+01:00",
             "2026-13-21 14:03:00+01:00",
+            "0000-11-21 14:03:00+01:00",
         ] {
-            assert_eq!(checked_time(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
+            assert_eq!(target_time(bad).unwrap_err().kind(), Kind::Usage, "{bad}");
         }
     }
 }

@@ -7,7 +7,8 @@ use crate::error::{Error, Kind, Result};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-/// The `spec` of a backup.
+/// The `spec` of a backup. A tablespace that lies in `pg_tblspc` itself has no place to be put: it is one directory of
+/// the data directory.
 pub fn of(data: &Path, tablespaces: &[Tablespace]) -> Result<Spec> {
     let text = |path: &Path| {
         path.to_str().map(str::to_string).ok_or_else(|| {
@@ -22,7 +23,10 @@ pub fn of(data: &Path, tablespaces: &[Tablespace]) -> Result<Spec> {
         base_prefix: text(data)?,
         ..Spec::default()
     };
-    for space in tablespaces {
+    for space in tablespaces
+        .iter()
+        .filter(|space| !is_in_place(&space.location))
+    {
         let oid = space.oid.to_string();
         let link = format!("pg_tblspc/{oid}");
         spec.locations.insert(
@@ -35,6 +39,11 @@ pub fn of(data: &Path, tablespaces: &[Tablespace]) -> Result<Spec> {
         spec.tablespaces.push(oid);
     }
     Ok(spec)
+}
+
+/// From 16 on BASE_BACKUP reports such a tablespace, at `pg_tblspc/<oid>`; that of others is an absolute path.
+fn is_in_place(location: &Path) -> bool {
+    !location.is_absolute()
 }
 
 /// What the operator wants done with the tablespaces.
@@ -77,6 +86,9 @@ pub fn place(spec: &Spec, placement: &Placement) -> Result<BTreeMap<u32, PathBuf
             )
         })?;
         let place = place_one(oid, spec, placement)?;
+        if place == Path::new("pg_tblspc").join(oid) {
+            continue;
+        }
         let plain =
             place.is_absolute() && !place.components().any(|part| part == Component::ParentDir);
         if !plain {
@@ -147,6 +159,18 @@ mod tests {
     }
 
     #[test]
+    fn a_tablespace_in_place_is_nowhere_else() {
+        let space = |oid, location: &str| Tablespace {
+            oid,
+            location: location.into(),
+        };
+        let spaces = [space(16400, "pg_tblspc/16400"), space(16401, "/c")];
+        let spec = of(Path::new("/data"), &spaces).unwrap();
+        assert_eq!(spec.tablespaces, ["16401"]);
+        assert_eq!(spec.locations.len(), 1);
+    }
+
+    #[test]
     fn every_tablespace_gets_one_place() {
         let places = |placement: Placement| place(&spec(), &placement).map_err(|e| e.kind());
         let mapping =
@@ -186,6 +210,11 @@ mod tests {
                 "{bad:?}"
             );
         }
+        // As PostgreSQL 16 and later report a tablespace in place, and earlier releases of seawall wrote it down.
+        let mut in_place = spec();
+        in_place.locations.get_mut("16400").unwrap().loc = "pg_tblspc/16400".into();
+        let left = BTreeMap::from([(16401, PathBuf::from("/c"))]);
+        assert_eq!(place(&in_place, &source).unwrap(), left);
         let mut given = spec();
         given.locations.get_mut("16400").unwrap().loc = "/elsewhere".into();
         let given = Placement {

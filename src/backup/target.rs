@@ -13,12 +13,15 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where members of the backup go.
 pub struct Target {
     data: PathBuf,
     tablespaces: BTreeMap<u32, PathBuf>,
     waldir: Option<PathBuf>,
+    /// Whether a tablespace became a plain directory in `pg_tblspc`.
+    in_place: AtomicBool,
     /// Directories made so far, so that parts can come in any order.
     made: Mutex<HashSet<PathBuf>>,
     /// Of files that are closed, for those to come: one per worker.
@@ -45,6 +48,7 @@ impl Target {
             data: data.to_path_buf(),
             tablespaces,
             waldir,
+            in_place: AtomicBool::new(false),
             made: Mutex::default(),
             buffers: Mutex::default(),
             syncs: Mutex::default(),
@@ -75,18 +79,20 @@ impl Target {
             .chain(&self.waldir)
     }
 
-    /// Directories inside each other would mix their files, or hide one behind a link of ours.
+    /// Directories inside each other would mix their files, or hide one behind a link of ours; so would one directory
+    /// under two names. Links on the way are followed, and mounts are seen by their inodes, as far as they are there.
     fn refuse_nested(&self) -> Result<()> {
         let roots: Vec<&PathBuf> = self.roots().collect();
+        let resolved = roots.iter().map(|root| resolved(root));
+        let resolved = resolved.collect::<Result<Vec<PathBuf>>>()?;
         for (n, root) in roots.iter().enumerate() {
-            let others = roots.iter().enumerate().filter(|(other, _)| *other != n);
-            for (_, outer) in others {
-                if root.starts_with(outer) {
+            for (other, outer) in roots.iter().enumerate().filter(|(other, _)| *other != n) {
+                if lies_inside(&resolved[n], &resolved[other])? {
                     return Err(Error::new(
                         Kind::Usage,
                         format!("\"{}\" lies inside \"{}\"", root.display(), outer.display()),
                     )
-                    .detail("PGDATA, --waldir and the places of tablespaces must be apart.")
+                    .detail("PGDATA, --waldir and the places of tablespaces must be apart, whatever links lead there.")
                     .hint("Send a tablespace elsewhere with --tablespace-mapping OLD=NEW."));
                 }
             }
@@ -96,8 +102,11 @@ impl Target {
 
     /// Makes the directories that everything goes into.
     pub fn create(&self) -> Result<()> {
+        self.roots()
+            .try_for_each(|root| disk::create_dirs(root, 0o700))?;
+        // Now that all are there, nothing about them is a guess.
+        self.refuse_nested()?;
         for root in self.roots() {
-            disk::create_dirs(root, 0o700)?;
             tree::set_mode(root, 0o700)?;
             self.made.lock().expect(UNPOISONED).insert(root.clone());
             self.syncs
@@ -149,6 +158,13 @@ impl Target {
         self.make(&self.place(Path::new("pg_wal/archive_status"))?)
     }
 
+    /// Whether something went into a tablespace that is a plain directory: one that a blind restore put there, or
+    /// one that was made there (PostgreSQL 15 and later, with `allow_in_place_tablespaces`). A server without that
+    /// setting panics over any directory whose name is digits when its recovery becomes consistent.
+    pub fn has_in_place_tablespaces(&self) -> bool {
+        self.in_place.load(Ordering::Relaxed)
+    }
+
     /// Makes everything durable.
     pub fn sync(&self) -> Result<()> {
         let syncs = std::mem::take(&mut *self.syncs.lock().expect(UNPOISONED));
@@ -157,25 +173,15 @@ impl Target {
             .try_for_each(|root| disk::sync_dir(disk::parent_of(root)))
     }
 
-    /// Where a member goes. Names are relative, without `..`, and never lead through a link: the only links are
-    /// made by us, and what lies behind them is addressed directly.
+    /// Where a member goes, by its plain name; never through a link: the only links are made by us, and what lies
+    /// behind them is addressed directly.
     fn place(&self, name: &Path) -> Result<PathBuf> {
-        let unsafe_name = || {
-            Error::new(
-                Kind::Corrupt,
-                format!("the backup contains the unsafe name \"{}\"", name.display()),
-            )
-            .hint("Nothing was written there. This archive was tampered with or damaged.")
-        };
-        let mut parts = Vec::new();
-        for part in name.components() {
-            match part {
-                Component::Normal(part) => parts.push(part),
-                Component::CurDir => {}
-                _ => return Err(unsafe_name()),
-            }
-        }
+        let name = plain_name(name)?;
+        let parts: Vec<&OsStr> = name.iter().collect();
         let (root, inside) = self.root(&parts);
+        if root == self.data && is_in_tablespace(&parts) {
+            self.in_place.store(true, Ordering::Relaxed);
+        }
         Ok(root.join(inside.iter().collect::<PathBuf>()))
     }
 
@@ -215,6 +221,32 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// The one spelling of a member's name, so that no comparison can be fooled: relative, without `.` and `..`. The data
+/// directory itself is empty.
+pub fn plain_name(name: &Path) -> Result<PathBuf> {
+    let mut plain = PathBuf::new();
+    for part in name.components() {
+        match part {
+            Component::Normal(part) => plain.push(part),
+            Component::CurDir => {}
+            _ => {
+                return Err(Error::new(
+                    Kind::Corrupt,
+                    format!("the backup contains the unsafe name \"{}\"", name.display()),
+                )
+                .hint("Nothing was written there. This archive was tampered with or damaged."));
+            }
+        }
+    }
+    Ok(plain)
+}
+
+/// `pg_tblspc/<digits>` and what is below.
+fn is_in_tablespace(parts: &[&OsStr]) -> bool {
+    let digits = |name: &OsStr| name.as_encoded_bytes().iter().all(u8::is_ascii_digit);
+    matches!(parts, [first, oid, ..] if *first == "pg_tblspc" && digits(oid))
 }
 
 const UNPOISONED: &str = "a panicking worker ends the restore";
@@ -315,6 +347,29 @@ fn refuse_filled(root: &Path) -> Result<()> {
     }
 }
 
+/// Where a path leads when links are followed, although its end may not be there yet.
+fn resolved(path: &Path) -> Result<PathBuf> {
+    let there = existing(path);
+    let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
+    Ok(disk::canonical(there)?.join(rest))
+}
+
+/// Whether a path without links is another one or below it, by name or because a directory is mounted twice.
+fn lies_inside(path: &Path, outer: &Path) -> Result<bool> {
+    if path.starts_with(outer) {
+        return Ok(true);
+    }
+    let Some(outer) = disk::stat(outer)? else {
+        return Ok(false);
+    };
+    for above in path.ancestors() {
+        if disk::stat(above)?.is_some_and(|stat| stat.is_same_file(&outer)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// The nearest directory above that exists.
 fn existing(path: &Path) -> &Path {
     path.ancestors()
@@ -368,6 +423,55 @@ mod tests {
                 Kind::Corrupt,
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn roots_are_apart_whatever_links_lead_to_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("real")).unwrap();
+        std::os::unix::fs::symlink(at("real"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("data"), at("dangling")).unwrap();
+        for (space, waldir, apart) in [
+            ("real/x", "link/y", true),
+            ("real/x", "link/x", false),
+            ("link/x", "real/x/wal", false),
+            ("real", "link", false),
+            ("link/x", "link/../data/pg_wal", false),
+            ("link/x", "dangling/pg_wal", false),
+            ("dangling", "y", false),
+        ] {
+            let spaces = BTreeMap::from([(16400, at(space))]);
+            let target = Target::new(&at("data"), spaces, Some(at(waldir)));
+            let made = target.refuse_used().and_then(|()| target.create());
+            assert_eq!(made.is_ok(), apart, "{space} {waldir}: {made:?}");
+            // Only what a link hides that leads nowhere yet is seen after directories were made.
+            let late = [space, waldir]
+                .iter()
+                .any(|name| name.starts_with("dangling"));
+            assert_eq!(at("data").exists(), apart || late, "{space} {waldir}");
+            for name in ["data", "real/x", "real/y"] {
+                tree::remove_tree(&at(name)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_tablespace_without_a_place_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, noticed) in [
+            ("pg_tblspc", false),
+            ("pg_tblspc/16400/PG_15/1", false),
+            ("pg_tblspc/note", false),
+            ("base/16401", false),
+            ("pg_tblspc/16401", true),
+            ("pg_tblspc/016400", true),
+            ("pg_tblspc/16401/PG_15/1", true),
+        ] {
+            let target = target(dir.path());
+            target.place(Path::new(name)).unwrap();
+            assert_eq!(target.has_in_place_tablespaces(), noticed, "{name}");
         }
     }
 

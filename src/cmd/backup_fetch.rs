@@ -6,9 +6,8 @@ use super::{BASE_RETRY, Context};
 use crate::archive::sentinel::Spec;
 use crate::backup::fetch::{self, Options};
 use crate::backup::recovery::{self, Settings, Start};
-use crate::backup::recovery::{Target, checked_time};
+use crate::backup::recovery::{Target, target_time};
 use crate::backup::spec::Placement;
-use crate::config::{Group, SETTINGS, Setting};
 use crate::disk;
 use crate::error::Result;
 use crate::error::{Error, Kind};
@@ -32,6 +31,8 @@ pub struct Args {
     pub recovery: Option<Recovery>,
     /// Leave archiving as it was backed up; otherwise it is off in the copy.
     pub keep_archiving: bool,
+    /// Leave subscriptions and synchronous standbys as they were backed up; otherwise the copy has none.
+    pub keep_replication: bool,
 }
 
 /// Where tablespaces go. Without any of it they go where they were, if these places are empty.
@@ -133,7 +134,7 @@ fn tablespace_options() -> [Arg; 4] {
     ]
 }
 
-fn recovery_options() -> [Arg; 4] {
+fn recovery_options() -> [Arg; 5] {
     [
         Arg::new("recovery")
             .long("recovery")
@@ -160,6 +161,15 @@ fn recovery_options() -> [Arg; 4] {
                 "Leave archive_mode as it was backed up. Without this it is off in the copy: one that is promoted\n\
                  beside a living production would write its timeline into production's archive, and the next\n\
                  recovery of production would follow it.",
+            ),
+        Arg::new("keep-replication")
+            .long("keep-replication")
+            .action(ArgAction::SetTrue)
+            .help("Leave subscriptions and synchronous standbys as they were backed up")
+            .long_help(
+                "Leave max_logical_replication_workers and synchronous_standby_names as they were backed up. Without\n\
+                 this the copy runs no subscription and waits for no standby: its subscriptions have production's\n\
+                 slots, and rows that are sent to the copy never reach a living production.",
             ),
     ]
 }
@@ -233,6 +243,7 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
         waldir: absolute(optional_path(matches, "waldir"), "--waldir")?,
         recovery: recovery(matches)?,
         keep_archiving: matches.get_flag("keep-archiving"),
+        keep_replication: matches.get_flag("keep-replication"),
     })
 }
 
@@ -286,7 +297,7 @@ fn recovery(matches: &ArgMatches) -> Result<Option<Recovery>> {
 
 fn target(matches: &ArgMatches) -> Result<Target> {
     if let Some(text) = text(matches, "target-time") {
-        return checked_time(&text).map(Target::Time);
+        return target_time(&text).map(Target::Time);
     }
     if let Some(lsn) = parsed::<Lsn>(matches, "target-lsn", "--target-lsn")? {
         return Ok(Target::Lsn(lsn));
@@ -384,6 +395,7 @@ fn settings(context: &Context, args: &Args) -> Result<Settings> {
     Ok(Settings {
         start,
         keep_archiving: args.keep_archiving,
+        keep_replication: args.keep_replication,
         in_place_tablespaces: false,
     })
 }
@@ -414,32 +426,26 @@ fn restore_command(context: &Context) -> Result<String> {
     let program = std::env::current_exe().map_err(|e| {
         Error::io("could not find the path of this program", e).hint("Give --restore-command.")
     })?;
-    let mut words = Vec::new();
-    let mut secrets = Vec::new();
-    // The prefix and the key's name are among the options.
-    let told = ["prefix", "s3.access-key-id"];
-    let passing = |s: &&Setting| context.config.is_passing(s.env) && !told.contains(&s.key);
-    for setting in SETTINGS
-        .iter()
-        .filter(|s| matches!(s.group, Group::Archive | Group::S3))
-        .filter(passing)
-    {
-        match context.config.given(setting.env) {
-            Some(_) if setting.secret => secrets.push(setting.env),
-            Some(value) => words.push(format!("{}={}", setting.env, shell_quoted(value))),
-            None => {}
-        }
-    }
+    let handed = context.config.handed_on()?;
+    let variables = handed.variables.iter();
+    let mut words: Vec<String> = variables
+        .map(|(name, value)| format!("{name}={}", shell_quoted(value)))
+        .collect();
     if !words.is_empty() {
         words.insert(0, "env".to_string());
     }
     words.push(shell_quoted(&path_text(&program)?));
     words.extend(context.options.iter().map(|option| shell_quoted(option)));
     let command = words.join(" ").replace('%', "%%");
-    if !secrets.is_empty() {
+    if !handed.secrets.is_empty() {
         log::warn!(
             "the server must be started with {} in its environment, or restore_command fails; an --envdir is better",
-            secrets.join(" and ")
+            handed.secrets.join(" and ")
+        );
+    }
+    for origin in handed.misread {
+        log::warn!(
+            "{origin} is a relative path: restore_command looks for it in the copy's data directory"
         );
     }
     Ok(format!("{command} wal-fetch \"%f\" \"%p\""))
@@ -470,6 +476,17 @@ fn advise(args: &Args, settings: &Settings) {
             "archive_mode is off in the copy, so that it cannot write into the archive it came from"
         );
     }
+    if !settings.keep_replication {
+        let off = "the copy runs no subscriptions and waits for no standbys: max_logical_replication_workers is 0, \
+                   synchronous_standby_names is empty";
+        // Only what takes production's place archives where production did, and it wants its replication too.
+        match settings.keep_archiving {
+            false => log::info!("{off}, so that it cannot take production's slots"),
+            true => {
+                log::warn!("{off}; if it takes production's place, give --keep-replication too")
+            }
+        }
+    }
     match &settings.start {
         Start::Nothing => log::info!(
             "to use it: give it the WAL of its backup and start it; backup-fetch --recovery writes a restore_command"
@@ -497,15 +514,15 @@ mod tests {
     fn without_options_nothing_is_changed() {
         let args = parse(&[]).unwrap();
         assert_eq!(args.recovery, None);
-        assert!(!args.keep_archiving);
+        assert!(!args.keep_archiving && !args.keep_replication);
         assert_eq!(args.tablespaces, Tablespaces::default());
     }
 
     #[test]
     fn a_target_implies_recovery() {
         let target = |words: &[&str]| parse(words).unwrap().recovery.unwrap().target;
-        let time = "2026-11-21 03:40:00+02";
-        assert_eq!(target(&["--target-time", time]), Target::Time(time.into()));
+        let time = Target::Time("2026-11-21T01:40:00Z".parse().unwrap());
+        assert_eq!(target(&["--target-time", "2026-11-21 03:40:00+02"]), time);
         let lsn = Target::Lsn(Lsn(0x1_0000_00A0));
         assert_eq!(target(&["--target-lsn", "1/A0"]), lsn);
         assert_eq!(target(&["--target-xid", "731"]), Target::Xid(731));

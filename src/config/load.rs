@@ -147,7 +147,7 @@ fn from_env(setting: &Setting, env: &Texts, warnings: &mut Vec<String>) -> Resul
                 }
             }
             (None, Some((path, origin))) => {
-                candidates.push(read_secret(setting, &file_name, path, origin, warnings)?);
+                candidates.push(read_secret(setting, path, origin, warnings)?);
             }
             (None, None) => {}
         }
@@ -163,9 +163,7 @@ fn from_toml(setting: &Setting, toml: &Texts, warnings: &mut Vec<String>) -> Res
     match (toml.get(setting.key), toml.get(&file_key)) {
         (Some(_), Some(_)) => Err(twice(setting.key, &file_key)),
         (Some((text, origin)), None) => Ok(Some(value(setting, text, origin.clone()))),
-        (None, Some((path, origin))) => {
-            read_secret(setting, &file_key, path, origin, warnings).map(Some)
-        }
+        (None, Some((path, origin))) => read_secret(setting, path, origin, warnings).map(Some),
         (None, None) => Ok(None),
     }
 }
@@ -205,7 +203,6 @@ fn choose(setting: &Setting, candidates: Vec<Value>) -> Result<Option<Value>> {
 
 fn read_secret(
     setting: &Setting,
-    name: &str,
     path: &str,
     origin: &Origin,
     warnings: &mut Vec<String>,
@@ -217,7 +214,10 @@ fn read_secret(
     warn_if_open(path, warnings)?;
     let line = text.strip_suffix('\n').unwrap_or(&text);
     let line = line.strip_suffix('\r').unwrap_or(line);
-    let origin = Origin::SecretFile(name.to_string(), path.to_path_buf());
+    let origin = Origin::SecretFile {
+        pointer: Box::new(origin.clone()),
+        path: path.to_path_buf(),
+    };
     Ok(value(setting, line, origin))
 }
 

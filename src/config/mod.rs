@@ -4,6 +4,7 @@
 //! Promise: nothing is passed over in silence. An unknown key or `SEAWALL_*` name, two prefixes under two names, a
 //! value that its unit does not allow: each is an error before any work begins. No secret is ever shown.
 
+mod handed;
 mod load;
 mod settings;
 #[cfg(test)]
@@ -11,6 +12,7 @@ mod tests;
 mod values;
 mod views;
 
+pub use handed::HandedOn;
 pub use load::{Given, Inputs};
 pub use settings::{Fallback, Group, SETTINGS, Setting, Unit, find};
 pub use values::{bytes, count, duration};
@@ -32,8 +34,13 @@ pub enum Origin {
     Envdir(PathBuf),
     /// A key of the TOML file.
     Toml(String, PathBuf),
-    /// A file that holds the secret, with the name that pointed to it.
-    SecretFile(String, PathBuf),
+    /// A file that holds the secret.
+    SecretFile {
+        /// What pointed to it.
+        pointer: Box<Origin>,
+        /// The file.
+        path: PathBuf,
+    },
     /// The table.
     Fallback(&'static str),
 }
@@ -45,8 +52,33 @@ impl fmt::Display for Origin {
             Origin::Environment(name) => write!(f, "{name} (environment)"),
             Origin::Envdir(path) => write!(f, "{} (envdir)", path.display()),
             Origin::Toml(key, path) => write!(f, "{key} ({})", path.display()),
-            Origin::SecretFile(name, path) => write!(f, "{name} ({})", path.display()),
+            Origin::SecretFile { pointer, path } => match &**pointer {
+                Origin::Envdir(name) => write!(f, "{} ({})", name.display(), path.display()),
+                Origin::Environment(name) | Origin::Toml(name, _) => {
+                    write!(f, "{name} ({})", path.display())
+                }
+                other => write!(f, "{other}"),
+            },
             Origin::Fallback(name) => write!(f, "{name} (default)"),
+        }
+    }
+}
+
+impl Origin {
+    /// Whether another process would not find the value.
+    fn is_passing(&self) -> bool {
+        match self {
+            Origin::Flag(_) | Origin::Environment(_) => true,
+            Origin::SecretFile { pointer, .. } => pointer.is_passing(),
+            Origin::Envdir(_) | Origin::Toml(..) | Origin::Fallback(_) => false,
+        }
+    }
+
+    fn is_of_envdir(&self) -> bool {
+        match self {
+            Origin::Envdir(_) => true,
+            Origin::SecretFile { pointer, .. } => pointer.is_of_envdir(),
+            _ => false,
         }
     }
 }
@@ -109,8 +141,7 @@ impl Config {
     /// Whether a setting was given to this process alone, on its command line or in its environment, so that another
     /// process would not find it.
     pub fn is_passing(&self, name: &str) -> bool {
-        let origin = self.value(name).map(|v| &v.origin);
-        matches!(origin, Some(Origin::Flag(_) | Origin::Environment(_)))
+        self.value(name).is_some_and(|v| v.origin.is_passing())
     }
 
     /// `Kind::Config`: the value of this setting cannot be used, because of `reason`, the end of the sentence.

@@ -188,6 +188,11 @@ pub fn read_link(path: &Path) -> Result<PathBuf> {
     std::fs::read_link(path).map_err(|e| failed("read symbolic link", path, e))
 }
 
+/// The one path of what exists, without symbolic links, `.` and `..`.
+pub fn canonical(path: &Path) -> Result<PathBuf> {
+    std::fs::canonicalize(path).map_err(|e| failed("examine", path, e))
+}
+
 /// Bytes that an ordinary user may still write on the file system of `path`.
 pub fn free_bytes(path: &Path) -> Result<u64> {
     let stat =

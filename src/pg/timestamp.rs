@@ -71,6 +71,13 @@ impl Timestamp {
         format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} GMT")
     }
 
+    /// `2026-11-21 03:40:00.000000+00`, which PostgreSQL reads in its configuration too: names of time zones, `Z`
+    /// among them, it does not know there yet.
+    pub fn postgres(self) -> String {
+        let text = self.to_string();
+        text.replace('T', " ").replace('Z', "+00")
+    }
+
     /// Year, month and day in UTC.
     fn civil(self) -> (i64, i64, i64) {
         civil_from_days(self.secs().div_euclid(DAY_SECS))
@@ -230,6 +237,7 @@ mod tests {
         assert_eq!(at.compact(), "20261121T034000Z");
         assert_eq!(at.date(), "20261121");
         assert_eq!(at.gmt(), "2026-11-21 03:40:00 GMT");
+        assert_eq!(at.postgres(), "2026-11-21 03:40:00.123456+00");
     }
 
     #[test]
