@@ -44,6 +44,13 @@ pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Buffer for copying between descriptors; 256 KiB fits the second level cache and beats 1 MiB.
 pub const COPY_BUFFER_BYTES: usize = 256 << 10;
 
+/// A temporary file in an archive that nobody has written to for so long belongs to a writer that was killed: every
+/// living one writes within its request timeout.
+pub const STORE_TEMP_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// The same beside the DEST of wal-fetch, where a file is written in seconds.
+pub const DEST_TEMP_AGE: Duration = Duration::from_secs(3600);
+
 /// Keys per LIST page; S3 gives no more.
 pub const LIST_PAGE_KEYS: usize = 1_000;
 

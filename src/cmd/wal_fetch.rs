@@ -5,8 +5,9 @@ use super::output::print_file;
 use super::{Context, WAL_RETRY, cluster_of};
 use crate::archive::wal::{Expect, Fetched, HolePolicy};
 use crate::disk;
-use crate::disk::durable::{NewFile, Publish};
+use crate::disk::durable::{self, NewFile, Publish};
 use crate::error::{Error, Kind, Result};
+use crate::limits::DEST_TEMP_AGE;
 use crate::pg::WalName;
 use crate::work::stop::Stop;
 use crate::work::unless_stopped;
@@ -193,6 +194,13 @@ fn to_file(
     get: impl FnOnce(&mut dyn Write) -> Result<Fetched> + Send + 'static,
 ) -> Result<Fetched> {
     let file = NewFile::create(path, 0o600).map_err(not_absent)?;
+    // What calls that were killed left here would stay in pg_wal for ever.
+    if let Err(e) = durable::remove_stale_temps(disk::parent_of(path), DEST_TEMP_AGE) {
+        log::debug!(
+            "could not remove leftover temporary files: {}",
+            e.one_line()
+        );
+    }
     let file = Arc::new(Mutex::new(Some(file)));
     let mut out = Lent(Arc::clone(&file));
     let fetched = unless_stopped("fetch", stop, Duration::ZERO, move || get(&mut out));

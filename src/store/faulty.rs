@@ -181,6 +181,10 @@ impl Store for Faulty {
     fn settle(&self, key: &Key) -> Result<()> {
         self.plan.call(Verb::Settle, || self.inner.settle(key))
     }
+
+    fn sweep(&self, older_than: Duration) -> Result<usize> {
+        self.inner.sweep(older_than)
+    }
 }
 
 struct FaultyUpload {

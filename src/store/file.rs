@@ -18,6 +18,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind as E, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 /// Mode of new directories, less the umask: the group may read, as backup operators expect.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -259,9 +260,30 @@ impl Store for FileStore {
         durable::settle(&path).map_err(outage)?;
         self.settle_directories(disk::parent_of(&path))
     }
+
+    fn sweep(&self, older_than: Duration) -> Result<usize> {
+        self.show()?;
+        self.sweep_in(&self.root, older_than)
+    }
 }
 
 impl FileStore {
+    /// Temporary files of one directory and of those below it.
+    fn sweep_in(&self, dir: &Path, older_than: Duration) -> Result<usize> {
+        let mut swept = durable::remove_stale_temps(dir, older_than).map_err(outage)?;
+        for name in names_in(dir).map_err(outage)? {
+            if is_foreign(dir == self.root, &name) {
+                continue;
+            }
+            let path = dir.join(name);
+            let found = disk::lstat(&path).map_err(outage)?;
+            if found.is_some_and(|stat| stat.kind == FileKind::Directory) {
+                swept += self.sweep_in(&path, older_than)?;
+            }
+        }
+        Ok(swept)
+    }
+
     /// Lists the directory `within` ("" or a key and a slash) in key order; `false` when `each` had enough.
     ///
     /// A directory `a` stands in the order as `a/`, that is after `a-b` and `a.b`. What a name is costs a system
@@ -308,8 +330,7 @@ impl FileStore {
         };
         let object = |name: OsString| match durable::is_temp_name(&name) {
             true => None,
-            // The file system's own, and closed to all but root.
-            false if within.is_empty() && name == "lost+found" => None,
+            false if is_foreign(within.is_empty(), &name) => None,
             false => Some(format!("{within}{}", name.to_str()?)),
         };
         let wanted = names.into_iter().filter_map(object);
@@ -433,6 +454,11 @@ fn look(path: &Path) -> Result<Look> {
     }
 }
 
+/// The file system's own directory at the top of a mount, closed to all but root.
+fn is_foreign(at_root: bool, name: &OsStr) -> bool {
+    at_root && name == "lost+found"
+}
+
 fn names_in(dir: &Path) -> Result<Vec<OsString>> {
     OsDir::open(dir, OBJECT_MODE)?
         .list()
@@ -511,6 +537,7 @@ fn ended(key: &Key) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::timestamp::Timestamp;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -619,6 +646,45 @@ mod tests {
         let refused = store.put(&temp, b"", When::Always).unwrap_err();
         assert_eq!(refused.kind(), Kind::Refused);
         assert!(store.list("../archive/", "", &mut |_| Ok(true)).is_err());
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_swept() {
+        let (dir, store) = fresh();
+        let root = dir.path().join("archive");
+        let deep = root.join("basebackups_005/base/tar_partitions");
+        fs::create_dir_all(&deep).unwrap();
+        fs::create_dir(root.join("lost+found")).unwrap();
+        store.put(&key("wal_005/x"), b"x", When::Absent).unwrap();
+        let temps = [
+            (deep.join(".part.1.seawall-tmp"), true),
+            (root.join("wal_005/.x.2.seawall-tmp"), true),
+            (root.join("lost+found/.x.3.seawall-tmp"), false),
+        ];
+        for path in temps
+            .iter()
+            .map(|(path, _)| path)
+            .chain([&root.join("wal_005/x")])
+        {
+            fs::write(path, "x").unwrap();
+            crate::disk::tree::set_modified(path, Timestamp(0)).unwrap();
+        }
+        let living = store.begin(&key("wal_005/y"), When::Absent).unwrap();
+        living.piece(0, 0, b"y").unwrap();
+        assert_eq!(store.sweep(Duration::from_secs(60)).unwrap(), 2);
+        for (path, swept) in temps {
+            assert_eq!(path.exists(), !swept, "{path:?}");
+        }
+        living.finish(1, 1).unwrap();
+        let mut seen = Vec::new();
+        let mut each = |info: ObjectInfo| {
+            seen.push(info.key.to_string());
+            Ok(true)
+        };
+        store.list("wal_005/", "", &mut each).unwrap();
+        assert_eq!(seen, ["wal_005/x", "wal_005/y"]);
+        let unmounted = FileStore::new(dir.path().join("other"));
+        assert!(unmounted.sweep(Duration::ZERO).is_err());
     }
 
     #[test]

@@ -5,6 +5,8 @@
 //! timeline is archived. Everything else is a failure that recovery must not mistake for the end.
 
 use super::check::{Expect, Inspector};
+use crate::archive::catalog::Backup;
+use crate::archive::sentinel::Mode;
 use crate::archive::{Archive, keys};
 use crate::codec::{self, Method};
 use crate::error::{Error, Kind, Result, from_io};
@@ -144,6 +146,9 @@ impl Archive {
             ));
         }
         self.refuse_gap(name, segment_size)?;
+        if !seen.any {
+            self.prove_wal_present()?;
+        }
         Ok(Fetched::Absent(format!(
             "{name} is not in archive {}, and nothing beyond it on timeline {}",
             self.store.location(),
@@ -163,6 +168,7 @@ impl Archive {
         let mut seen = Around::default();
         self.store
             .list(&prefix, &after, &mut |object| {
+                seen.any = true;
                 match (
                     keys::parse_wal(&object.key),
                     keys::wal_in_any_form(&object.key),
@@ -198,6 +204,31 @@ impl Archive {
         Err(Error::new(Kind::Unavailable, format!("archive {} does not show itself", self.store.location()))
             .detail("It has no seawall.json and nothing that another tool archived, so an absent file proves nothing.")
             .hint("Check that the archive is mounted and that the prefix is right."))
+    }
+
+    /// A backup of a running server became complete when its WAL was archived. Where such backups are and no WAL at
+    /// all is, `wal_005/` was taken away or is not mounted, and what it does not show is not absent.
+    fn prove_wal_present(&self) -> Result<()> {
+        if self.shows_any(keys::WAL)? {
+            return Ok(());
+        }
+        let catalog = self.catalog()?;
+        let needs_wal = |backup: &Backup| match &backup.sentinel.seawall {
+            Some(details) => details.mode != Mode::Offline,
+            None => true,
+        };
+        if catalog.unreadable.is_empty() && !catalog.backups.iter().any(needs_wal) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Unavailable,
+            format!("archive {} shows no WAL at all", self.store.location()),
+        )
+        .detail("It holds base backups, and their WAL was archived with them.")
+        .hint(format!(
+            "Check that {} of the archive is mounted and was not removed.",
+            keys::WAL
+        )))
     }
 
     fn shows_any(&self, prefix: &str) -> Result<bool> {
@@ -311,6 +342,8 @@ struct Around {
     unreadable: Option<Key>,
     /// Something later of the same timeline.
     beyond: Option<Key>,
+    /// Anything at all.
+    any: bool,
 }
 
 /// Whether `there` proves that `name` was archived or skipped: a later segment, or any segment of the timeline
@@ -346,6 +379,7 @@ mod tests {
     use std::sync::Mutex;
 
     const ASKED: &str = "000000010000000000000002";
+    const IDENTITY: &[u8] = br#"{"format":1,"system_identifier":"7","postgresql":15,"segment_size":1048576,"created":""}"#;
 
     /// A directory that is read while two segments arrive in it: the first listing shows the later one alone.
     struct Racing {
@@ -407,6 +441,74 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn archive(store: impl Store + 'static) -> Archive {
+        Archive {
+            store: Box::new(store),
+            compression: Compression::new(Method::Zstd, None).unwrap(),
+            state: State::none(),
+        }
+    }
+
+    /// A sentinel as far as a catalog reads it; `None` is one of another tool.
+    fn sentinel(mode: Option<&str>) -> Vec<u8> {
+        let mut sentinel = serde_json::json!({
+            "wal_segment_backup_stop": ASKED,
+            "wal_segment_offset_backup_stop": "00000040",
+            "expanded_size_bytes": 1,
+            "spec": {"base_prefix": "/data", "tablespaces": []},
+        });
+        if let Some(mode) = mode {
+            let object = serde_json::json!({"key": "x", "stored_bytes": 1, "raw_bytes": 1, "sha256": "", "codec": "zstd", "key_id": null});
+            sentinel["seawall"] = serde_json::json!({
+                "format": 1, "tool_version": "0", "system_identifier": "7", "server_version": 150000, "segment_size": 1 << 20,
+                "timeline": 1, "start_lsn": "0/200028", "stop_lsn": "0/200100", "start_time": "2026-11-21T00:00:00Z",
+                "finish_time": "2026-11-21T00:00:01Z", "host": "h", "mode": mode, "label": "", "manifest": object, "parts": [],
+                "page_checksums": {"checked": false, "bad_pages": 0, "first_bad": []},
+            });
+        }
+        sentinel.to_string().into_bytes()
+    }
+
+    #[test]
+    fn an_archive_whose_wal_was_taken_away_proves_nothing() {
+        let cases: [(&str, Option<Option<&str>>, bool); 5] = [
+            ("nothing yet", None, true),
+            ("offline", Some(Some("offline")), true),
+            ("local", Some(Some("local")), false),
+            ("remote", Some(Some("remote")), false),
+            ("of another tool", Some(None), false),
+        ];
+        for name in [ASKED, "00000002.history"] {
+            for (what, backup, absent) in cases {
+                let store = MemStore::new();
+                let put = |key: &Key, bytes: &[u8]| store.put(key, bytes, When::Always).unwrap();
+                put(&keys::identity(), IDENTITY);
+                if let Some(mode) = backup {
+                    let id: keys::BackupId =
+                        "base_000000010000000000000002_00000040".parse().unwrap();
+                    put(&id.sentinel(), &sentinel(mode));
+                }
+                let ask = |archive: &Archive| {
+                    let (name, expect) = (name.parse().unwrap(), Expect::default());
+                    archive.get_wal(name, &mut Vec::new(), expect, HolePolicy::Abort)
+                };
+                let archive = archive(store);
+                match (ask(&archive), absent) {
+                    (Ok(Fetched::Absent(_)), true) => {}
+                    (Err(e), false) if e.kind() == Kind::Unavailable => {}
+                    (answer, _) => panic!("{name}, {what}: {answer:?}"),
+                }
+                // Any file of WAL shows that the place is there.
+                let earlier = keys::wal("000000010000000000000001", Some(Method::Zstd));
+                archive.store.put(&earlier, b"x", When::Absent).unwrap();
+                assert!(
+                    matches!(ask(&archive), Ok(Fetched::Absent(_))),
+                    "{name}, {what}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn a_segment_that_arrives_with_the_next_one_is_no_hole() {
         let key = |name: &str| keys::wal(name, Some(Method::Zstd));
@@ -414,18 +516,13 @@ mod tests {
             let inner = MemStore::new();
             let next = key("000000010000000000000003");
             inner.put(&next, &compressed(), When::Absent).unwrap();
-            let identity = br#"{"format":1,"system_identifier":"7","postgresql":15,"segment_size":1048576,"created":""}"#;
             inner
-                .put(&keys::identity(), identity, When::Absent)
+                .put(&keys::identity(), IDENTITY, When::Absent)
                 .unwrap();
-            let archive = Archive {
-                store: Box::new(Racing {
-                    inner,
-                    arriving: Mutex::new(arriving),
-                }),
-                compression: Compression::new(Method::Zstd, None).unwrap(),
-                state: State::none(),
-            };
+            let archive = archive(Racing {
+                inner,
+                arriving: Mutex::new(arriving),
+            });
             let name = ASKED.parse().unwrap();
             let mut out = Vec::new();
             let got = archive.get_wal(name, &mut out, Expect::default(), HolePolicy::Abort);
