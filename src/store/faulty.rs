@@ -5,6 +5,7 @@ use super::{Body, Features, Key, ObjectInfo, Store, Upload, When};
 use crate::error::{Error, Kind, Result};
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A call that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
