@@ -305,7 +305,8 @@ mod tests {
     fn a_source_that_is_written_to_meanwhile_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
-        let changes: [(&str, fn(&Path), bool); 4] = [
+        type Change = (&'static str, fn(&Path), bool);
+        let changes: [Change; 4] = [
             ("nothing", |_| {}, true),
             (
                 "longer",
