@@ -150,7 +150,13 @@ fn bad_sources() -> Vec<Bad> {
             6,
             "without ancestors".into(),
         ),
-        ("no text", history(), vec![0xFF; 100], 6, "not text".into()),
+        (
+            "no text",
+            history(),
+            vec![0xFF; 100],
+            6,
+            "not a timeline history".into(),
+        ),
         (
             "a segment as history",
             history(),
@@ -307,6 +313,48 @@ fn a_raw_object_counts_too() {
         .run()
         .expect(0, &["with the same bytes"]);
     assert_eq!(archive.get(&key(&file.name)), None);
+}
+
+/// Restore points and labels are in the encoding of a database, or in none.
+#[test]
+fn names_in_any_encoding_are_kept_byte_for_byte() {
+    let scratch = Scratch::new();
+    let wal = Wal::shared();
+    let data = wal.data_dir(&scratch, "data");
+    let archive = Archive::directory(&scratch, "archive");
+    let label = String::from_utf8_lossy(&wal.backup_history.bytes).into_owned();
+    let (before, after) = label.split_once("LABEL: test\n").expect("its label");
+    let labels: [&[u8]; 2] = [b"caf\xe9", b"x\nSTART TIMELINE: 7\nSTOP WAL LOCATION: 0/1"];
+    let history = |text: &[u8]| [b"1\t0/9000060\tat restore point \"", text, b"\"\n"].concat();
+    let mut files = vec![
+        ("00000002.history", history(b"caf\xe9")),
+        // As PostgreSQL writes it after a recovery along timeline 2 to a point before it.
+        (
+            "00000003.history",
+            [&history(b"x")[..], b"2\t0/8000060\tbefore\n"].concat(),
+        ),
+    ];
+    for label in labels {
+        let text = [
+            before.as_bytes(),
+            b"LABEL: ",
+            label,
+            b"\n",
+            after.as_bytes(),
+        ]
+        .concat();
+        files.push((wal.backup_history.name.as_str(), text));
+    }
+    for (name, bytes) in files {
+        scratch.file(data.join("pg_wal").join(name), &bytes);
+        push(&archive, &data, name).run().ok();
+        assert_eq!(unzstd(&archive.get(&key(name)).expect("stored")), bytes);
+        let dest = scratch.dir("dest").join("RECOVERYXLOG");
+        let fetch = archive.seawall().cwd(&data).args(["wal-fetch", name]);
+        fetch.arg(&dest).run().ok();
+        assert_eq!(fs::read(&dest).expect("DEST"), bytes);
+        archive.delete(&key(name));
+    }
 }
 
 /// Two servers that were promoted from one timeline archive different `.partial` files of its last segment: none may

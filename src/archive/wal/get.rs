@@ -297,12 +297,12 @@ impl Archive {
             Some(method) => codec::decoder(method, body.reader),
             None => body.reader,
         };
-        let mut text = String::new();
+        let mut text = Vec::new();
         reader
             .take(limits::SMALL_FILE_BYTES_MAX)
-            .read_to_string(&mut text)
+            .read_to_end(&mut text)
             .map_err(|e| from_io(&format!("could not read object {key}"), e))?;
-        TimelineHistory::parse(timeline, &text).map(Some)
+        TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text)).map(Some)
     }
 
     /// A marker says that this WAL was knowingly skipped: recovery must not end here as if it were the end.
