@@ -172,6 +172,22 @@ fn bad_sources() -> Vec<Bad> {
             "another backup".into(),
         ),
         (
+            "another offset than the name's",
+            format!("{}.000000FF.backup", &wal.backup_history.name[..24]),
+            wal.backup_history.bytes.clone(),
+            6,
+            "another backup".into(),
+        ),
+        (
+            "a label without an end",
+            wal.backup_history.name.clone(),
+            String::from_utf8_lossy(&wal.backup_history.bytes)
+                .replace("STOP WAL", "STOPPED WAL")
+                .into_bytes(),
+            6,
+            "where the backup ended".into(),
+        ),
+        (
             "a cut name",
             first.name[..23].into(),
             first.bytes.clone(),
@@ -424,6 +440,39 @@ fn two_clusters_do_not_share_a_prefix() {
         outcome.expect(5, &[&ids[0], &ids[1]]);
         assert_eq!(archive.keys(""), keys);
     }
+}
+
+/// A text file does not say whose it is: what is run in one cluster's directory does not archive another's.
+#[test]
+fn a_file_in_another_clusters_directory_is_refused() {
+    let scratch = Scratch::new();
+    let wal = Wal::shared();
+    let data = wal.data_dir(&scratch, "data");
+    let archive = Archive::directory(&scratch, "archive");
+    push(&archive, &data, &wal.segments[0].name).run().ok();
+    let other = wal.data_dir(&scratch, "other");
+    scratch.file("other/global/pg_control", control_of_another(&wal.control));
+    scratch.file("other/pg_wal/00000002.history", "1\t0/9000060\tx\n");
+    let ids = [wal.system_id, wal.system_id ^ 1].map(|id| id.to_string());
+    let keys = archive.keys("");
+    for name in [
+        "00000002.history",
+        &wal.segments[1].name,
+        &wal.backup_history.name,
+    ] {
+        let seawall = archive.seawall().cwd(&data).arg("wal-push");
+        let outcome = seawall.arg(other.join("pg_wal").join(name)).run();
+        outcome.expect(5, &["another cluster's", &ids[0], &ids[1], "\nhint: "]);
+    }
+    assert_eq!(archive.keys(""), keys);
+    let fetch = archive.seawall().cwd(&data).arg("wal-fetch");
+    let fetch = fetch.arg(&wal.segments[0].name);
+    let outcome = fetch.arg(other.join("pg_wal/RECOVERYXLOG")).run();
+    outcome.expect(205, &[&ids[0], &ids[1]]);
+    // The same one by another name is none.
+    let seawall = archive.seawall().cwd(&data).arg("wal-push");
+    let own = data.join("pg_wal").join(&wal.segments[1].name);
+    seawall.arg(own).run().ok();
 }
 
 /// Of two clusters whose first pushes meet, one has the prefix; four servers of one cluster are one.

@@ -77,15 +77,10 @@ impl Inspector {
                     false => Ok(None),
                 }
             }),
-            WalName::BackupHistory(segment, _) => self.text(size).and_then(|text| {
-                match BackupLabel::parse(&text)?.segment == segment {
-                    true => Ok(None),
-                    false => Err(Error::new(
-                        Kind::Corrupt,
-                        "it is the history of another backup",
-                    )),
-                }
-            }),
+            WalName::BackupHistory(segment, offset) => self
+                .text(size)
+                .and_then(|text| self.backup_history(&text, segment, offset))
+                .map(|()| None),
         };
         judged.map_err(|e| {
             let name = self.name;
@@ -120,6 +115,34 @@ impl Inspector {
             ));
         }
         Ok(header)
+    }
+
+    /// The name says where the backup began: in which segment, and where in it.
+    fn backup_history(&self, text: &str, segment: Segment, offset: u32) -> Result<()> {
+        let label = BackupLabel::parse(text)?;
+        // Where the segment size is not known, the bits that are an offset in every size decide.
+        let size = self.expect.segment_size.unwrap_or(SegmentSize::SMALLEST);
+        let in_segment = |position: u64| position % size.bytes();
+        let same_offset = match self.expect.segment_size {
+            Some(_) => in_segment(label.start.0) == u64::from(offset),
+            None => in_segment(label.start.0) == in_segment(u64::from(offset)),
+        };
+        if label.segment != segment || !same_offset {
+            return Err(
+                Error::new(Kind::Corrupt, "it is the history of another backup").detail(format!(
+                    "It says that the backup began at {} in segment {}.",
+                    label.start, label.segment
+                )),
+            );
+        }
+        match label.stop {
+            Some(_) => Ok(()),
+            None => Err(
+                Error::new(Kind::Corrupt, "it does not say where the backup ended").detail(
+                    "It is a backup_label, not the history of a backup that came to its end.",
+                ),
+            ),
+        }
     }
 
     /// Restore points and backups have names in the encoding of some database, or in none: what is not UTF-8 is
@@ -176,6 +199,60 @@ mod tests {
             b"x\nSTART TIMELINE: 7\nSTART WAL LOCATION: 0/1 (file 000000070000000000000001)";
         for text in [HISTORY.to_vec(), replaced(b"Sauvegarde \xe9t\xe9", forged)] {
             assert_eq!(judge(name, &text, Some(SegmentSize::DEFAULT)), None);
+        }
+    }
+
+    #[test]
+    fn a_backup_history_fits_its_name_and_has_an_end() {
+        let size = Some(SegmentSize::DEFAULT);
+        let name = "000000010000000000000007.00000028.backup";
+        assert_eq!(judge(name, HISTORY, None), None);
+        // Without the segment size only the lower bits of an offset can be compared.
+        let (low, high) = (
+            "000000010000000000000007.000000FF.backup",
+            "000000010000000000000007.00300028.backup",
+        );
+        assert_eq!(judge(high, HISTORY, None), None);
+        type Row<'a> = (&'a str, &'a str, Vec<u8>, Option<SegmentSize>, &'a str);
+        let rows: [Row<'_>; 6] = [
+            ("offset", low, HISTORY.to_vec(), size, "another backup"),
+            ("offset", low, HISTORY.to_vec(), None, "another backup"),
+            (
+                "higher offset",
+                high,
+                HISTORY.to_vec(),
+                size,
+                "another backup",
+            ),
+            (
+                "segment",
+                "000000010000000000000008.00000028.backup",
+                HISTORY.to_vec(),
+                size,
+                "another backup",
+            ),
+            (
+                "label",
+                name,
+                replaced(b"STOP WAL LOCATION", b"WAL"),
+                size,
+                "not say where the backup ended",
+            ),
+            (
+                "forged end",
+                name,
+                [
+                    &replaced(b"STOP WAL LOCATION", b"WAL")[..],
+                    b"STOP WAL LOCATION: 0/7000130 (file 000000010000000000000007)\n",
+                ]
+                .concat(),
+                size,
+                "not say where the backup ended",
+            ),
+        ];
+        for (what, name, text, size, expected) in rows {
+            let said = judge(name, &text, size).unwrap_or_default();
+            assert!(said.contains(expected), "{what}: {said}");
         }
     }
 }
