@@ -259,6 +259,48 @@ fn what_lies_before_a_timeline_is_absent_from_it() {
     fetch(4, 1);
 }
 
+/// The history of a later timeline says how far the earlier one went: what is missing before that was lost.
+#[test]
+fn what_lies_before_a_fork_is_a_hole() {
+    let host = Host::new();
+    let bucket = Archive::bucket(&host.scratch, "fork");
+    host.fill(&bucket, &[0]);
+    let number = |index: usize| u64::from_str_radix(&segment(index).name[16..], 16).expect("hex");
+    let fork = format!("1\t0/{:X}\tno reason\n", (number(2) << 20) + 0xB8);
+    let again = format!("{fork}2\t0/{:X}\tno reason\n", (number(3) << 20) + 0xB8);
+    for archive in [host.archive("archive", &[0]), bucket] {
+        let fetch = |name: &str, code: i32| {
+            let outcome = host.run(|dest| host.fetch(&archive, name, dest), None);
+            outcome.expect(code, &[])
+        };
+        fetch(&segment(1).name, 1);
+        archive.put("wal_005/00000002.history.zst", &zstd(fork.as_bytes()));
+        for (index, code) in [(1, HOLE), (2, 1), (3, 1)] {
+            fetch(&segment(index).name, code);
+        }
+        // A standby may get it by streaming; unless it is told to stop, or recovers.
+        for (signals, words, code) in [
+            (&["standby.signal"][..], &[][..], 1),
+            (&["standby.signal"], &["--on-hole=abort"], HOLE),
+            (&["standby.signal", "recovery.signal"], &[], HOLE),
+            (&[], &["--on-hole=absent"], 1),
+        ] {
+            let data = host.scratch.dir(format!("data-{}", unique()));
+            for signal in signals {
+                host.scratch.file(data.join(signal), "");
+            }
+            let fetch = |dest: &Path| host.fetch(&archive, &segment(1).name, dest).cwd(&data);
+            let outcome = host.run(|dest| fetch(dest).args(words), None);
+            outcome.expect(code, &["00000002.history", "was left at"]);
+        }
+        // The second history of three is lost, and the third names it.
+        archive.delete("wal_005/00000002.history.zst");
+        archive.put("wal_005/00000003.history.zst", &zstd(again.as_bytes()));
+        fetch("00000002.history", HOLE);
+        fetch("00000004.history", 1);
+    }
+}
+
 #[test]
 fn a_damaged_object_is_not_delivered() {
     let host = Host::new();

@@ -42,6 +42,9 @@ pub enum Dest {
 /// What a hole is: the segment is not there, later ones are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnHole {
+    /// `Abort`; but on a standby a segment that is only known from a later timeline is absent, because the server that
+    /// has that timeline can stream it.
+    Auto,
     /// Recovery must stop (exit 200 and above).
     Abort,
     /// Recovery ends here (exit 1).
@@ -89,14 +92,17 @@ pub fn command() -> Command {
             Arg::new("on-hole")
                 .long("on-hole")
                 .value_name("WHAT")
-                .value_parser(["abort", "absent"])
-                .default_value("abort")
+                .value_parser(["auto", "abort", "absent"])
+                .default_value("auto")
                 .hide_possible_values(true)
-                .help("What a missing segment is while later ones exist: abort or absent")
+                .help("What a missing segment is while later ones exist: auto, abort or absent")
                 .long_help(
-                    "What a missing segment is while later ones of its timeline exist. abort stops recovery\n\
-                     (exit 200 and above), because the end of WAL it would be taken for is not the end.\n\
-                     absent exits 1: recovery ends there and everything after the hole is given up.",
+                    "What a missing segment is while later ones of its timeline exist, or while the history of\n\
+                     a later timeline says that there were. abort stops recovery (exit 200 and above), because\n\
+                     the end of WAL it would be taken for is not the end. absent exits 1: recovery ends there\n\
+                     and everything after the hole is given up. auto is abort; but where standby.signal and no\n\
+                     recovery.signal is found, a segment that only a later timeline's history tells of is\n\
+                     absent, because the standby can get it by streaming from the server of that timeline.",
                 ),
         )
         .arg(
@@ -131,8 +137,9 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
             false => Dest::File(dest),
         },
         on_hole: match word(matches, "on-hole") {
+            "abort" => OnHole::Abort,
             "absent" => OnHole::Absent,
-            _ => OnHole::Abort,
+            _ => OnHole::Auto,
         },
         on_outage: match word(matches, "on-outage") {
             "abort" => OnOutage::Abort,
@@ -168,7 +175,8 @@ fn fetch(context: &Context, args: &Args) -> Result<()> {
         segment_size: cluster.as_ref().map(|control| control.segment_size),
     };
     let policy = match args.on_hole {
-        OnHole::Abort => HolePolicy::Abort,
+        OnHole::Auto if is_standby(&args.dest)? => HolePolicy::Streaming,
+        OnHole::Auto | OnHole::Abort => HolePolicy::Abort,
         OnHole::Absent => HolePolicy::Absent,
     };
     let name = args.name;

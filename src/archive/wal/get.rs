@@ -1,10 +1,12 @@
 //! Delivering one file of `pg_wal`, or the proof that recovery has reached the end.
 //!
 //! The answer "absent" ends recovery and opens the database, so it needs proof in the same call: the archive
-//! shows itself, the store names the key as missing, no other codec holds it, and nothing beyond it on its
-//! timeline is archived. Everything else is a failure that recovery must not mistake for the end.
+//! shows itself, the store names the key as missing, no other codec holds it, nothing beyond it on its timeline is
+//! archived, and no later timeline's history says that there was more (`forks`). Everything else is a failure that
+//! recovery must not mistake for the end.
 
 use super::check::{Expect, Inspector};
+use super::forks::unreadable;
 use crate::archive::catalog::Backup;
 use crate::archive::sentinel::Mode;
 use crate::archive::{Archive, keys};
@@ -20,6 +22,9 @@ use std::io::{Read, Write};
 pub enum HolePolicy {
     /// It is a failure: recovery must not end there (default).
     Abort,
+    /// The same, but a segment that only the history of a later timeline proves is absent: the server is a standby,
+    /// which gets it by streaming from the server that has that timeline, or asks again.
+    Streaming,
     /// The operator wants recovery to end there.
     Absent,
 }
@@ -49,7 +54,7 @@ impl Archive {
         let expect = self.remembered(expect)?;
         let usual = keys::wal(&name.to_string(), Some(self.compression.method));
         let answer = match self.deliver(&usual, Some(self.compression.method), name, out, expect) {
-            Err(e) if e.kind() == Kind::Missing => self.look_further(name, out, expect),
+            Err(e) if e.kind() == Kind::Missing => self.look_further(name, out, expect, on_hole),
             other => other.map(Fetched::Delivered),
         };
         match answer {
@@ -115,7 +120,13 @@ impl Archive {
     }
 
     /// The configured name is missing: another codec, a hole, or the end?
-    fn look_further(&self, name: WalName, out: &mut dyn Write, expect: Expect) -> Result<Fetched> {
+    fn look_further(
+        &self,
+        name: WalName,
+        out: &mut dyn Write,
+        expect: Expect,
+        on_hole: HolePolicy,
+    ) -> Result<Fetched> {
         let mut seen = self.look_around(name)?;
         // A directory is not read in one moment: it may show the later of two segments that arrive meanwhile and not
         // the earlier one. Once the later one was seen, another look finds the earlier one or there is none.
@@ -132,12 +143,10 @@ impl Archive {
                 });
         }
         if let Some(key) = seen.unreadable {
-            return Err(Error::new(Kind::Refused, format!("{name} is archived in a form that cannot be read"))
-                .detail(format!("Object {key} was written by another tool or a newer seawall."))
-                .hint(format!("Take it out of the archive with the tool that wrote it, and put the plain file there as {}{name}.", keys::WAL)));
+            return Err(unreadable(name, &key));
         }
         let segment_size = self.prove_present(&expect)?.or(expect.segment_size);
-        if let Some(beyond) = seen.beyond
+        if let Some(beyond) = &seen.beyond
             && !self.before_its_timeline(name, segment_size)?
         {
             return Err(Error::new(
@@ -146,6 +155,19 @@ impl Archive {
             ));
         }
         self.refuse_gap(name, segment_size)?;
+        let fork = match seen.later {
+            true => self.proven_by_fork(name, segment_size),
+            false => Ok(None),
+        };
+        if let Some(proof) = fork? {
+            let hole = Error::new(Kind::Hole, proof);
+            match (on_hole, name) {
+                (HolePolicy::Streaming, WalName::Segment(_)) => {
+                    log::warn!("{name} is missing in the archive: {}", hole.one_line());
+                }
+                _ => return Err(hole),
+            }
+        }
         if !seen.any {
             self.prove_wal_present()?;
         }
@@ -156,18 +178,18 @@ impl Archive {
         )))
     }
 
-    /// One LIST from just before the name on its timeline.
+    /// One LIST from just before the name to what follows it: on its timeline, or the next one.
     fn look_around(&self, name: WalName) -> Result<Around> {
         let text = name.to_string();
-        let prefix = format!("{}{}", keys::WAL, &text[..8]);
         // A history file sorts before the segments of its timeline, so its list begins at the timeline.
-        let after = match name {
-            WalName::History(_) => String::new(),
-            _ => format!("{}{}", keys::WAL, &text[..23]),
+        let before = match name {
+            WalName::History(_) => &text[..8],
+            _ => &text[..23],
         };
+        let after = format!("{}{before}", keys::WAL);
         let mut seen = Around::default();
         self.store
-            .list(&prefix, &after, &mut |object| {
+            .list(keys::WAL, &after, &mut |object| {
                 seen.any = true;
                 match (
                     keys::parse_wal(&object.key),
@@ -180,9 +202,10 @@ impl Archive {
                     (_, Some(there)) if lies_beyond(there, name) => {
                         seen.beyond = Some(object.key);
                     }
+                    (_, Some(there)) => seen.later = there.timeline() > name.timeline(),
                     _ => {}
                 }
-                Ok(seen.same.is_none() && seen.beyond.is_none())
+                Ok(seen.same.is_none() && seen.beyond.is_none() && !seen.later)
             })
             .map_err(|e| e.context(format!("could not prove that {name} is absent")))?;
         Ok(seen)
@@ -289,20 +312,10 @@ impl Archive {
             return Ok(None);
         }
         let name = WalName::History(timeline);
-        let Some((key, method)) = self.look_around(name)?.same else {
-            return Ok(None);
-        };
-        let body = self.store.get(&key, 0)?;
-        let reader: Box<dyn Read> = match method {
-            Some(method) => codec::decoder(method, body.reader),
-            None => body.reader,
-        };
-        let mut text = Vec::new();
-        reader
-            .take(limits::SMALL_FILE_BYTES_MAX)
-            .read_to_end(&mut text)
-            .map_err(|e| from_io(&format!("could not read object {key}"), e))?;
-        TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text)).map(Some)
+        match self.look_around(name)?.same {
+            Some((key, _)) => self.read_history(timeline, &key).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// A marker says that this WAL was knowingly skipped: recovery must not end here as if it were the end.
@@ -342,6 +355,8 @@ struct Around {
     unreadable: Option<Key>,
     /// Something later of the same timeline.
     beyond: Option<Key>,
+    /// A later timeline; nothing more of this one.
+    later: bool,
     /// Anything at all.
     any: bool,
 }
