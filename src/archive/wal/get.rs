@@ -145,9 +145,12 @@ impl Archive {
         if let Some(key) = seen.unreadable {
             return Err(unreadable(name, &key));
         }
-        let segment_size = self.prove_present(&expect)?.or(expect.segment_size);
+        let identified = self.prove_present(&expect).map_err(of_another)?;
+        let segment_size = identified.or(expect.segment_size);
         if let Some(beyond) = &seen.beyond
-            && !self.before_its_timeline(name, segment_size)?
+            && !self
+                .before_its_timeline(name, segment_size)
+                .map_err(of_another)?
         {
             return Err(Error::new(
                 Kind::Hole,
@@ -159,7 +162,7 @@ impl Archive {
             true => self.proven_by_fork(name, segment_size),
             false => Ok(None),
         };
-        if let Some(proof) = fork? {
+        if let Some(proof) = fork.map_err(of_another)? {
             let hole = Error::new(Kind::Hole, proof);
             match (on_hole, name) {
                 (HolePolicy::Streaming, WalName::Segment(_)) => {
@@ -169,7 +172,7 @@ impl Archive {
             }
         }
         if !seen.any {
-            self.prove_wal_present()?;
+            self.prove_wal_present().map_err(of_another)?;
         }
         Ok(Fetched::Absent(format!(
             "{name} is not in archive {}, and nothing beyond it on timeline {}",
@@ -380,6 +383,17 @@ fn later(segment: Segment, asked: Segment) -> bool {
 fn present(error: Error) -> Error {
     match error.kind() {
         Kind::Missing | Kind::Absent => error.with_kind(Kind::Hole),
+        _ => error,
+    }
+}
+
+/// The archive is to prove something about a file by other objects. One of those that is gone is no hole where the
+/// file is: the proof has failed.
+fn of_another(error: Error) -> Error {
+    match error.kind() {
+        Kind::Hole => error
+            .with_kind(Kind::Unavailable)
+            .hint("Bring that object back (in a versioned bucket: remove its delete marker); without it the archive proves nothing."),
         _ => error,
     }
 }
