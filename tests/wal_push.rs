@@ -331,6 +331,43 @@ fn a_raw_object_counts_too() {
     assert_eq!(archive.get(&key(&file.name)), None);
 }
 
+/// What cannot be read cannot be compared, and beside it there would be two files of one name.
+#[test]
+fn an_object_in_a_form_that_cannot_be_read_is_no_empty_place() {
+    let scratch = Scratch::new();
+    let wal = Wal::shared();
+    let data = wal.data_dir(&scratch, "data");
+    scratch.file("data/pg_wal/00000002.history", "1\t0/9000060\tno reason\n");
+    for archive in [
+        Archive::directory(&scratch, "archive"),
+        Archive::bucket(&scratch, "forms"),
+    ] {
+        push(&archive, &data, &wal.segments[1].name).run().ok();
+        let partial = format!("{}.partial", wal.segments[0].name);
+        scratch.file(format!("data/pg_wal/{partial}"), &wal.segments[0].bytes);
+        let backup = wal.backup_history.name.as_str();
+        for name in [&wal.segments[0].name, &partial, backup, "00000002.history"] {
+            for ending in [".br", ".lzo", ".zst.aes"] {
+                let strange = format!("wal_005/{name}{ending}");
+                archive.put(&strange, b"who knows");
+                let keys = archive.keys("");
+                let texts = ["in a form that cannot be read", &strange, "\nhint: "];
+                push(&archive, &data, name).run().expect(3, &texts);
+                assert_eq!(archive.keys(""), keys);
+                archive.delete(&strange);
+            }
+            push(&archive, &data, name).run().ok();
+            // What can be read decides.
+            let strange = format!("wal_005/{name}.br");
+            archive.put(&strange, b"who knows");
+            push(&archive, &data, name)
+                .run()
+                .expect(0, &["with the same bytes"]);
+            archive.delete(&strange);
+        }
+    }
+}
+
 /// Restore points and labels are in the encoding of a database, or in none.
 #[test]
 fn names_in_any_encoding_are_kept_byte_for_byte() {

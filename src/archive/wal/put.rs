@@ -1,6 +1,7 @@
 //! Archiving one file of `pg_wal`.
 
 use super::check::{Expect, Inspector};
+use super::forks::unreadable;
 use crate::archive::object::ObjectWriter;
 use crate::archive::{Archive, keys};
 use crate::codec::digest::{Sha256, hex, sha256};
@@ -94,20 +95,28 @@ impl Archive {
         }
     }
 
-    /// The object that holds `name`, under whatever codec. One LIST tells more than a HEAD, and tells it on
-    /// stores that ignore `If-None-Match` too.
+    /// The object that holds `name`, under whatever codec; one in a form that cannot be read cannot be compared
+    /// either. One LIST tells more than a HEAD, and tells it on stores that ignore `If-None-Match` too.
     fn find_wal(&self, name: WalName) -> Result<Option<Key>> {
         let prefix = format!("{}{name}", keys::WAL);
-        let mut found = None;
+        let (mut found, mut strange) = (None, None);
         self.store
             .list(&prefix, "", &mut |object| {
-                if keys::parse_wal(&object.key).is_some_and(|(there, _)| there == name) {
-                    found = Some(object.key);
+                let key = object.key;
+                if keys::parse_wal(&key).is_some_and(|(there, _)| there == name) {
+                    found = Some(key);
+                } else if keys::wal_in_any_form(&key) == Some(name) && !keys::is_beside(&key) {
+                    strange = Some(key);
                 }
                 Ok(found.is_none())
             })
             .map_err(|e| e.context(format!("could not see whether {name} is archived already")))?;
-        Ok(found)
+        match strange.filter(|_| found.is_none()) {
+            Some(key) => Err(unreadable(name, &key).also(
+                "Nobody can say whether it holds the same bytes, so nothing was stored beside it.",
+            )),
+            None => Ok(found),
+        }
     }
 
     /// Compresses and stores once `ready` allows it; answers the stored bytes.
