@@ -512,6 +512,41 @@ fn a_file_in_another_clusters_directory_is_refused() {
     seawall.arg(own).run().ok();
 }
 
+/// The archive is unmounted while a push compresses: what lies below the mount point is no archive.
+#[test]
+fn an_archive_that_is_unmounted_under_way_acknowledges_nothing() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let large = Wal::shared().segments[0].incompressible(16);
+    let source = scratch.dir("large").join(&large.name);
+    scratch.file(&source, &large.bytes);
+    let push = || archive.seawall().arg("wal-push").arg(&source);
+    push().run().ok();
+    archive.delete(&key(&large.name));
+    let (away, bare) = (scratch.join("away"), scratch.dir("bare"));
+    let mut swapped = 0;
+    for round in 0..20u64 {
+        let running = push().spawn();
+        std::thread::sleep(Duration::from_millis(round * 3));
+        fs::rename(archive.path(), &away).expect("rename");
+        fs::rename(&bare, archive.path()).expect("rename");
+        let outcome = running.wait(Duration::from_secs(60));
+        nothing_below(archive.path());
+        fs::rename(archive.path(), &bare).expect("rename");
+        fs::rename(&away, archive.path()).expect("rename");
+        let stored = archive.get(&key(&large.name));
+        match outcome.code {
+            Some(0) => assert!(unzstd(&stored.expect("stored")) == large.bytes),
+            _ => {
+                outcome.expect(8, &["archive"]);
+                swapped += 1;
+            }
+        }
+        let _ = fs::remove_file(archive.path().join(key(&large.name)));
+    }
+    println!("{swapped} of 20 met the change");
+}
+
 /// Of two clusters whose first pushes meet, one has the prefix; four servers of one cluster are one.
 #[test]
 fn first_pushes_that_meet() {

@@ -1,8 +1,9 @@
 //! The real directory. It is held open: verbs work on the directory that was opened, whatever becomes of its path.
+//! `HeldDir` does the same for a whole tree, and tells whether its path still leads there.
 
 use super::{File, Fs, FsFile, failed};
 use crate::error::Result;
-use rustix::fs::{Advice, AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -10,7 +11,67 @@ use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// What is opened is a directory.
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
+
+/// A directory and all below it, held fast: what is made through it comes to lie there, whatever is mounted over or
+/// moved to its path meanwhile. While it is held it cannot be unmounted, and no other directory gets its number.
+pub struct HeldDir {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl HeldDir {
+    /// Holds the directory that is at `path` now.
+    pub fn hold(path: &Path) -> Result<HeldDir> {
+        let fd = rustix::fs::open(path, OFlags::PATH | DIRECTORY, Mode::empty())
+            .map_err(|e| failed("open directory", path, e.into()))?;
+        Ok(HeldDir {
+            path: path.to_path_buf(),
+            fd,
+        })
+    }
+
+    /// The path it was at.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its path still leads to it.
+    pub fn is_in_place(&self) -> Result<bool> {
+        let failed = |e: Errno| failed("examine", &self.path, e.into());
+        let held = rustix::fs::fstat(&self.fd).map_err(failed)?;
+        match rustix::fs::statat(CWD, &self.path, AtFlags::empty()) {
+            Ok(found) => Ok((found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// Makes the directory `below` with `mode` less the umask, if it is not there; the one above it must be.
+    pub fn make_dir(&self, below: &Path, mode: u32) -> Result<()> {
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        match rustix::fs::mkdirat(&self.fd, below, mode) {
+            // What it is shows itself when it is opened.
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(e) => Err(failed("create directory", &self.path.join(below), e.into())),
+        }
+    }
+
+    /// Opens the directory `below`, itself if that is empty; files created through it get `file_mode` less the umask.
+    pub fn open_dir(&self, below: &Path, file_mode: u32) -> Result<OsDir> {
+        let name = match below.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => below,
+        };
+        let fd = rustix::fs::openat(&self.fd, name, OFlags::RDONLY | DIRECTORY, Mode::empty())
+            .map_err(|e| failed("open directory", &self.path.join(below), e.into()))?;
+        let file_mode = Mode::from_raw_mode(file_mode & 0o7777);
+        Ok(OsDir { fd, file_mode })
+    }
+}
 
 /// An open directory.
 pub struct OsDir {
@@ -24,8 +85,7 @@ pub struct OsFile(File);
 impl OsDir {
     /// Opens a directory; files created through it get `file_mode` less the umask.
     pub fn open(path: &Path, file_mode: u32) -> Result<OsDir> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty())
+        let fd = rustix::fs::open(path, OFlags::RDONLY | DIRECTORY, Mode::empty())
             .map_err(|e| failed("open directory", path, e.into()))?;
         let file_mode = Mode::from_raw_mode(file_mode & 0o7777);
         Ok(OsDir { fd, file_mode })
@@ -128,5 +188,31 @@ impl FsFile for OsFile {
         {
             log::trace!("this file system takes no advice: {e}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_held_stays_the_one_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away) = (dir.path().join("d"), dir.path().join("away"));
+        std::fs::create_dir(&path).unwrap();
+        let held = HeldDir::hold(&path).unwrap();
+        assert!(held.is_in_place().unwrap());
+        std::fs::rename(&path, &away).unwrap();
+        assert!(!held.is_in_place().unwrap(), "nothing there");
+        std::fs::create_dir(&path).unwrap();
+        assert!(!held.is_in_place().unwrap(), "another one there");
+        held.make_dir(Path::new("a"), 0o700).unwrap();
+        held.make_dir(Path::new("a"), 0o700).unwrap();
+        held.open_dir(Path::new("a"), 0o600)
+            .unwrap()
+            .create_new(OsStr::new("f"))
+            .unwrap();
+        assert!(away.join("a/f").exists());
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
     }
 }

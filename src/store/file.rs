@@ -4,12 +4,16 @@
 //! name and the names of all directories between it and the prefix are synced. The prefix directory itself is made
 //! by `prepare` alone: if it is not there it may not be mounted, which is `Kind::Unavailable`, never an absence.
 //! The same goes for symbolic links that lead nowhere.
+//!
+//! A store belongs to the directory that it saw first, and holds it. Each verb looks before and after whether the
+//! path still leads there: what was seen elsewhere is not believed, what was made counts only there. A file system
+//! that comes or goes under way is thus an outage until the end of this store; who lives long opens another one.
 
 use super::mem::beyond;
 use super::pieces::Pieces;
 use super::{Body, Features, Key, ObjectInfo, Prefix, Store, Upload, When};
 use crate::disk::durable::{self, NewFile, Publish};
-use crate::disk::os::OsDir;
+use crate::disk::os::{HeldDir, OsDir};
 use crate::disk::{self, File, FileKind, Fs, Stat};
 use crate::error::{Error, Kind, Result};
 use std::cmp::Reverse;
@@ -17,7 +21,7 @@ use std::collections::{BTreeSet, BinaryHeap};
 use std::ffi::{OsStr, OsString};
 use std::io::{self, ErrorKind as E, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Mode of new directories, less the umask: the group may read, as backup operators expect.
@@ -28,7 +32,7 @@ const OBJECT_MODE: u32 = 0o640;
 
 /// An archive in a directory.
 pub struct FileStore {
-    root: PathBuf,
+    root: Arc<Root>,
     /// Directories whose names this process has made durable up to the prefix. Another process may have made one
     /// and died before it synced the name, so existing is not enough. A mutex: threads look here once per object.
     settled: Mutex<BTreeSet<PathBuf>>,
@@ -37,8 +41,12 @@ pub struct FileStore {
 impl FileStore {
     /// The archive in `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> FileStore {
+        let root = Root {
+            path: root.into(),
+            first: OnceLock::new(),
+        };
         FileStore {
-            root: root.into(),
+            root: Arc::new(root),
             settled: Mutex::default(),
         }
     }
@@ -51,28 +59,13 @@ impl FileStore {
                 format!("{key} is the name of a temporary file"),
             ));
         }
-        Ok(self.root.join(key.as_str()))
+        Ok(self.root.path.join(key.as_str()))
     }
 
-    /// The archive shows itself: its directory is there.
-    fn show(&self) -> Result<()> {
-        let problem = match disk::stat(&self.root).map_err(outage)? {
-            Some(found) if found.kind == FileKind::Directory => return Ok(()),
-            Some(_) => "is not a directory",
-            None => "does not exist",
-        };
-        Err(Error::new(
-            Kind::Unavailable,
-            format!("the archive directory {:?} {problem}", self.root),
-        )
-        .hint("Mount the file system that holds it, or correct the prefix."))
-    }
-
-    /// Proves that nothing has the name: the prefix directory is there, and the first part of the key that is
-    /// missing is missing in an existing directory, not behind a link to a place that is not mounted.
+    /// Proves that nothing has the name in the prefix directory, which `Root::within` has shown: the first part of
+    /// the key that is missing is missing in an existing directory, not behind a link to a place that is not mounted.
     fn prove_absent(&self, key: &str) -> Result<()> {
-        self.show()?;
-        let mut path = self.root.clone();
+        let mut path = self.root.path.clone();
         for part in key.split('/') {
             path.push(part);
             match look(&path)? {
@@ -88,11 +81,7 @@ impl FileStore {
 
     /// The object's file; `None` when it is proven absent.
     fn find(&self, key: &Key, path: &Path) -> Result<Option<Stat>> {
-        let found = disk::stat(path).map_err(outage);
-        if found.is_err() {
-            self.show()?; // says it better, if it is the prefix
-        }
-        match found? {
+        match disk::stat(path).map_err(outage)? {
             Some(found) if found.kind == FileKind::File => Ok(Some(found)),
             Some(_) => Err(
                 Error::new(Kind::Refused, format!("{path:?} is not a regular file"))
@@ -105,13 +94,14 @@ impl FileStore {
     /// Begins the file of a new object, in a directory whose name is durable.
     fn create(&self, key: &Key, when: When) -> Result<NewFile> {
         let path = self.path(key)?;
-        self.show()?;
+        let root = self.root.show()?;
         // Only saves the writing; the link decides.
         if when == When::Absent && disk::lstat(&path).map_err(outage)?.is_some() {
             return Err(exists(key));
         }
-        self.settle_directories(disk::parent_of(&path))?;
-        NewFile::create(&path, OBJECT_MODE).map_err(|error| {
+        let below = Path::new(key.as_str());
+        self.settle_directories(root, parent_below(below))?;
+        NewFile::create_below(root, below, OBJECT_MODE).map_err(|error| {
             if error.kind() == Kind::Missing {
                 // A directory went away under us (another file system was mounted): look at all again next time.
                 self.settled().clear();
@@ -120,19 +110,23 @@ impl FileStore {
         })
     }
 
-    /// Makes the directories from the prefix down to `dir`, and each of their names durable.
-    fn settle_directories(&self, dir: &Path) -> Result<()> {
+    /// Makes the directories from the prefix down to `dir` below it, and each of their names durable.
+    fn settle_directories(&self, root: &HeldDir, dir: &Path) -> Result<()> {
         let mut settled = self.settled();
         if settled.contains(dir) {
             return Ok(());
         }
-        let below = |dir: &&Path| *dir != self.root;
+        let below = |dir: &&Path| !dir.as_os_str().is_empty();
         let mut chain: Vec<&Path> = dir.ancestors().take_while(below).collect();
         chain.reverse();
         for dir in chain {
             if !settled.contains(dir) {
-                disk::create_dirs(dir, DIRECTORY_MODE).map_err(outage)?;
-                disk::sync_dir(disk::parent_of(dir)).map_err(outage)?;
+                root.make_dir(dir, DIRECTORY_MODE).map_err(outage)?;
+                let above = root.open_dir(parent_below(dir), OBJECT_MODE);
+                above.map_err(outage)?.sync_dir().map_err(|e| {
+                    let above = self.root.path.join(parent_below(dir));
+                    outage(Error::io(format!("could not sync directory {above:?}"), e))
+                })?;
                 settled.insert(dir.to_path_buf());
             }
         }
@@ -146,7 +140,7 @@ impl FileStore {
 
 impl Store for FileStore {
     fn location(&self) -> String {
-        Prefix::File(self.root.clone()).to_string()
+        Prefix::File(self.root.path.clone()).to_string()
     }
 
     fn features(&self) -> Features {
@@ -156,31 +150,94 @@ impl Store for FileStore {
     }
 
     fn prepare(&self) -> Result<()> {
-        disk::create_dirs(&self.root, DIRECTORY_MODE).map_err(outage)?;
+        if self.root.first.get().is_some() {
+            return self.root.show().map(drop);
+        }
+        let root = &self.root.path;
+        disk::create_dirs(root, DIRECTORY_MODE).map_err(outage)?;
         // Whoever made it may have died before the sync. A directory above that we may not read was not made by
         // seawall under this user, and its owner has cared for it.
-        match disk::sync_dir(disk::parent_of(&self.root)) {
+        match disk::sync_dir(disk::parent_of(root)) {
             Err(error) if error.kind() == Kind::Denied => Ok(()),
             other => other.map_err(outage),
         }
     }
 
     fn put(&self, key: &Key, bytes: &[u8], when: When) -> Result<()> {
-        let file = self.create(key, when)?;
-        file.write_all_at(0, bytes).map_err(outage)?;
-        file.publish(publish(when)).map_err(outage)
+        self.root.within(|| {
+            let file = self.create(key, when)?;
+            file.write_all_at(0, bytes).map_err(outage)?;
+            file.publish(publish(when)).map_err(outage)
+        })
     }
 
     fn begin(&self, key: &Key, when: When) -> Result<Box<dyn Upload>> {
+        let file = self.root.within(|| self.create(key, when))?;
         Ok(Box::new(FileUpload {
+            root: Arc::clone(&self.root),
             key: key.clone(),
             when,
             pieces: Pieces::default(),
-            state: RwLock::new(State::Open(self.create(key, when)?)),
+            state: RwLock::new(State::Open(file)),
         }))
     }
 
     fn get(&self, key: &Key, offset: u64) -> Result<Body> {
+        self.root.within(|| self.open(key, offset))
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<ObjectInfo>> {
+        let path = self.path(key)?;
+        let found = self.root.within(|| self.find(key, &path))?;
+        Ok(found.map(|stat| info(key.clone(), &stat)))
+    }
+
+    /// Holds the names of one directory per level in memory.
+    fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
+    ) -> Result<()> {
+        let view = View { prefix, after };
+        self.root.within(|| self.list_view(&view, each))
+    }
+
+    fn delete(&self, key: &Key) -> Result<()> {
+        let path = self.path(key)?;
+        self.root.within(|| {
+            let dir = disk::parent_of(&path);
+            if !disk::remove_file(&path).map_err(outage)? {
+                self.prove_absent(key.as_str())?;
+                if disk::stat(dir).map_err(outage)?.is_none() {
+                    return Ok(());
+                }
+            }
+            // Also when it was gone: who removed it may have died before the sync.
+            disk::sync_dir(dir).map_err(outage)
+        })
+    }
+
+    fn settle(&self, key: &Key) -> Result<()> {
+        let path = self.path(key)?;
+        self.root.within(|| {
+            if self.find(key, &path)?.is_none() {
+                return Err(missing(key));
+            }
+            durable::settle(&path).map_err(outage)?;
+            let dir = parent_below(Path::new(key.as_str()));
+            self.settle_directories(self.root.show()?, dir)
+        })
+    }
+
+    fn sweep(&self, older_than: Duration) -> Result<usize> {
+        self.root
+            .within(|| self.sweep_in(&self.root.path, older_than))
+    }
+}
+
+impl FileStore {
+    fn open(&self, key: &Key, offset: u64) -> Result<Body> {
         let path = self.path(key)?;
         // Looked at before it is opened: opening a pipe would wait for a writer.
         if self.find(key, &path)?.is_none() {
@@ -210,69 +267,11 @@ impl Store for FileStore {
         })
     }
 
-    fn head(&self, key: &Key) -> Result<Option<ObjectInfo>> {
-        let found = self.find(key, &self.path(key)?)?;
-        Ok(found.map(|stat| info(key.clone(), &stat)))
-    }
-
-    /// Holds the names of one directory per level in memory.
-    fn list(
-        &self,
-        prefix: &str,
-        after: &str,
-        each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
-    ) -> Result<()> {
-        self.show()?;
-        let view = View { prefix, after };
-        let Some((start, _)) = prefix.rsplit_once('/') else {
-            return self.walk("", &view, each).map(|_| ());
-        };
-        // A prefix is not a key; this keeps `..` out.
-        let start = Key::new(start)?;
-        match look(&self.path(&start)?)? {
-            Look::Is(found) if found.kind == FileKind::Directory => {
-                self.walk(&format!("{start}/"), &view, each).map(|_| ())
-            }
-            Look::Is(_) => Ok(()),
-            Look::Nothing => self.prove_absent(start.as_str()),
-        }
-    }
-
-    fn delete(&self, key: &Key) -> Result<()> {
-        let path = self.path(key)?;
-        self.show()?;
-        let dir = disk::parent_of(&path);
-        if !disk::remove_file(&path).map_err(outage)? {
-            self.prove_absent(key.as_str())?;
-            if disk::stat(dir).map_err(outage)?.is_none() {
-                return Ok(());
-            }
-        }
-        // Also when it was gone: who removed it may have died before the sync.
-        disk::sync_dir(dir).map_err(outage)
-    }
-
-    fn settle(&self, key: &Key) -> Result<()> {
-        let path = self.path(key)?;
-        if self.find(key, &path)?.is_none() {
-            return Err(missing(key));
-        }
-        durable::settle(&path).map_err(outage)?;
-        self.settle_directories(disk::parent_of(&path))
-    }
-
-    fn sweep(&self, older_than: Duration) -> Result<usize> {
-        self.show()?;
-        self.sweep_in(&self.root, older_than)
-    }
-}
-
-impl FileStore {
     /// Temporary files of one directory and of those below it.
     fn sweep_in(&self, dir: &Path, older_than: Duration) -> Result<usize> {
         let mut swept = durable::remove_stale_temps(dir, older_than).map_err(outage)?;
         for name in names_in(dir).map_err(outage)? {
-            if is_foreign(dir == self.root, &name) {
+            if is_foreign(dir == self.root.path, &name) {
                 continue;
             }
             let path = dir.join(name);
@@ -282,6 +281,25 @@ impl FileStore {
             }
         }
         Ok(swept)
+    }
+
+    fn list_view(
+        &self,
+        view: &View<'_>,
+        each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
+    ) -> Result<()> {
+        let Some((start, _)) = view.prefix.rsplit_once('/') else {
+            return self.walk("", view, each).map(drop);
+        };
+        // A prefix is not a key; this keeps `..` out.
+        let start = Key::new(start)?;
+        match look(&self.path(&start)?)? {
+            Look::Is(found) if found.kind == FileKind::Directory => {
+                self.walk(&format!("{start}/"), view, each).map(drop)
+            }
+            Look::Is(_) => Ok(()),
+            Look::Nothing => self.prove_absent(start.as_str()),
+        }
     }
 
     /// Lists the directory `within` ("" or a key and a slash) in key order; `false` when `each` had enough.
@@ -303,7 +321,7 @@ impl FileStore {
                 continue;
             }
             // Removed meanwhile, or a name no key can have: not ours.
-            let Look::Is(found) = look(&self.root.join(&full))? else {
+            let Look::Is(found) = look(&self.root.path.join(&full))? else {
                 continue;
             };
             match found.kind {
@@ -323,7 +341,7 @@ impl FileStore {
     /// The names in `within` that the view may want, with `within` before them. A directory removed meanwhile has
     /// none; temporary files and names that are not UTF-8 are not objects.
     fn names(&self, within: &str, view: &View<'_>) -> Result<BinaryHeap<Reverse<String>>> {
-        let dir = self.root.join(within);
+        let dir = self.root.path.join(within);
         let names = match names_in(&dir) {
             Err(error) if error.kind() == Kind::Missing && !within.is_empty() => Vec::new(),
             other => other.map_err(outage)?,
@@ -338,6 +356,67 @@ impl FileStore {
             .filter(|full| view.shows(full) || view.reaches(&format!("{full}/")))
             .map(Reverse)
             .collect())
+    }
+}
+
+/// The directory of an archive. A store and its uploads share it.
+struct Root {
+    path: PathBuf,
+    /// What was there when it was looked at first.
+    first: OnceLock<HeldDir>,
+}
+
+impl Root {
+    /// The archive shows itself: its directory is there, and it is the one that was there before.
+    fn show(&self) -> Result<&HeldDir> {
+        let held = match self.first.get() {
+            Some(held) => held,
+            None => {
+                let held = HeldDir::hold(&self.path).map_err(|e| self.hidden(e))?;
+                // Another thread may have been faster; then its directory counts.
+                self.first.get_or_init(|| held)
+            }
+        };
+        if held.is_in_place().map_err(|e| self.hidden(e))? {
+            return Ok(held);
+        }
+        if disk::stat(&self.path).map_err(outage)?.is_none() {
+            return Err(self.outage("does not exist"));
+        }
+        Err(self
+            .outage("is not the one that it was")
+            .detail("A file system was mounted or unmounted there, or the directory was replaced, while it was in use.")
+            .hint("See that the archive is mounted, then try again. Nothing was reported as archived or absent."))
+    }
+
+    /// Does something in the one directory. Whatever came of it counts for nothing if it is not in place afterwards;
+    /// and then that is what went wrong.
+    fn within<T>(&self, verb: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.show()?;
+        let result = verb();
+        self.show()?;
+        result
+    }
+
+    fn hidden(&self, error: Error) -> Error {
+        match outage(error) {
+            error if error.kind() != Kind::Unavailable => error,
+            error => match disk::stat(&self.path) {
+                Ok(None) => self.outage("does not exist"),
+                Ok(Some(found)) if found.kind != FileKind::Directory => {
+                    self.outage("is not a directory")
+                }
+                _ => error,
+            },
+        }
+    }
+
+    fn outage(&self, problem: &str) -> Error {
+        Error::new(
+            Kind::Unavailable,
+            format!("the archive directory {:?} {problem}", self.path),
+        )
+        .hint("Mount the file system that holds it, or correct the prefix.")
     }
 }
 
@@ -360,6 +439,7 @@ impl View<'_> {
 }
 
 struct FileUpload {
+    root: Arc<Root>,
     key: Key,
     when: When,
     pieces: Pieces,
@@ -398,7 +478,7 @@ impl Upload for FileUpload {
             State::Failed => return Err(ended(&self.key)),
         };
         self.pieces.check(&self.key, pieces, size)?;
-        file.publish(publish(self.when))?;
+        self.root.within(|| file.publish(publish(self.when)))?;
         *state = State::Finished;
         Ok(())
     }
@@ -457,6 +537,11 @@ fn look(path: &Path) -> Result<Look> {
 /// The file system's own directory at the top of a mount, closed to all but root.
 fn is_foreign(at_root: bool, name: &OsStr) -> bool {
     at_root && name == "lost+found"
+}
+
+/// What a path below the archive's directory lies in; empty for the directory itself.
+fn parent_below(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 fn names_in(dir: &Path) -> Result<Vec<OsString>> {
@@ -583,6 +668,103 @@ mod tests {
         fs::write(dir.path().join("file"), "").unwrap();
         let file = FileStore::new(dir.path().join("file"));
         assert_eq!(kinds(&file), [Some(Kind::Unavailable); 6]);
+    }
+
+    /// What is mounted over the archive, or what is seen when it is unmounted: another directory at its path.
+    fn swap(dir: &tempfile::TempDir) {
+        let root = dir.path().join("archive");
+        fs::rename(&root, dir.path().join("away")).unwrap();
+        fs::create_dir(&root).unwrap();
+    }
+
+    fn files_below(path: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                found.extend(files_below(&path));
+            }
+            found.push(path);
+        }
+        found
+    }
+
+    #[test]
+    fn nothing_is_stored_in_a_directory_that_came_under_way() {
+        for uploaded in [false, true] {
+            let (dir, store) = fresh();
+            let (one, two) = (key("seawall.json"), key("wal_005/x"));
+            store.put(&one, b"1", When::Absent).unwrap();
+            let upload = store.begin(&two, When::Absent).unwrap();
+            upload.piece(0, 0, b"x").unwrap();
+            swap(&dir);
+            let result = match uploaded {
+                true => upload.finish(1, 1),
+                false => {
+                    drop(upload);
+                    store.put(&two, b"x", When::Absent)
+                }
+            };
+            assert_eq!(result.unwrap_err().kind(), Kind::Unavailable);
+            assert!(store.begin(&key("a/b"), When::Always).is_err());
+            assert!(store.prepare().is_err());
+            assert!(store.settle(&one).is_err());
+            assert_eq!(
+                files_below(&dir.path().join("archive")),
+                [""; 0].map(PathBuf::from)
+            );
+            let there = files_below(&dir.path().join("away"));
+            let temporary = |path: &PathBuf| durable::is_temp_name(path.file_name().unwrap());
+            assert!(!there.iter().any(temporary), "{there:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_made_late_is_made_in_the_archive_that_was_seen() {
+        // Between the look at the archive and the making of a directory it is unmounted.
+        let (dir, store) = fresh();
+        let held = store.root.show().unwrap();
+        swap(&dir);
+        store
+            .settle_directories(held, Path::new("wal_005/deep"))
+            .unwrap();
+        assert!(dir.path().join("away/wal_005/deep").is_dir());
+        assert_eq!(
+            files_below(&dir.path().join("archive")),
+            [""; 0].map(PathBuf::from)
+        );
+    }
+
+    #[test]
+    fn what_is_seen_in_two_directories_proves_nothing() {
+        // Given a place where the archive is not mounted yet,
+        let (dir, filled) = fresh();
+        filled
+            .put(&key("seawall.json"), b"1", When::Absent)
+            .unwrap();
+        filled.put(&key("wal_005/x"), b"x", When::Absent).unwrap();
+        swap(&dir);
+        let store = FileStore::new(dir.path().join("archive"));
+        store
+            .list("wal_005/", "", &mut |_| panic!("an object"))
+            .unwrap();
+        // when it is mounted between the listing and the archive's proof of itself,
+        fs::remove_dir(dir.path().join("archive")).unwrap();
+        fs::rename(dir.path().join("away"), dir.path().join("archive")).unwrap();
+        // then this store sees nothing there any more, and the next one sees it all.
+        let k = key("seawall.json");
+        assert_eq!(store.get(&k, 0).err().unwrap().kind(), Kind::Unavailable);
+        assert_eq!(kinds(&store), [Some(Kind::Unavailable); 6]);
+        let next = FileStore::new(dir.path().join("archive"));
+        assert_eq!(next.get(&k, 0).unwrap().size, 1);
+        // A swap in the middle of a listing is found at its end.
+        let swapped = next.list("", "", &mut |_| {
+            if dir.path().join("archive/wal_005").exists() {
+                swap(&dir);
+            }
+            Ok(true)
+        });
+        assert_eq!(swapped.unwrap_err().kind(), Kind::Unavailable);
     }
 
     #[test]
