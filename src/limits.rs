@@ -54,6 +54,10 @@ pub const DEST_TEMP_AGE: Duration = Duration::from_secs(3600);
 /// Keys per LIST page; S3 gives no more.
 pub const LIST_PAGE_KEYS: usize = 1_000;
 
+/// Names of one directory of a file archive that are held in memory. A directory with more is read anew for each so
+/// many, so a larger number saves time in long listings; names take some 100 bytes.
+pub const LIST_NAMES_MAX: usize = 10_000;
+
 /// First pause of a retry; it doubles up to `RETRY_PAUSE_MAX`, with jitter.
 pub const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(100);
 

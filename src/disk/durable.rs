@@ -167,21 +167,21 @@ pub fn remove_stale_temps(dir: &Path, older_than: Duration) -> Result<usize> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now_us = now.map_or(0, |d| d.as_micros() as i64);
     let mut removed = 0;
-    for name in OsDir::open(dir, 0)?
-        .list()
-        .map_err(|e| failed("list", dir, e))?
-    {
-        if !is_temp_name(&name) {
-            continue;
+    OsDir::open(dir, 0)?.each_name(dir, &mut |name, _| {
+        if !is_temp_name(name) {
+            return Ok(());
         }
-        let path = dir.join(&name);
+        let path = dir.join(name);
         // Gone in between: its owner was alive after all.
-        let Some(found) = lstat(&path)? else { continue };
+        let Some(found) = lstat(&path)? else {
+            return Ok(());
+        };
         let age_us = now_us.saturating_sub(found.modified.0);
         if found.kind == FileKind::File && age_us >= older_than.as_micros() as i64 {
             removed += usize::from(remove_file(&path)?);
         }
-    }
+        Ok(())
+    })?;
     Ok(removed)
 }
 

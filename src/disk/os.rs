@@ -1,17 +1,20 @@
 //! The real directory. It is held open: verbs work on the directory that was opened, whatever becomes of its path.
 //! `HeldDir` does the same for a whole tree, and tells whether its path still leads there.
 
-use super::{File, Fs, FsFile, failed};
+use super::{File, FileKind, Fs, FsFile, failed};
 use crate::error::Result;
-use rustix::fs::{Advice, AtFlags, CWD, Mode, OFlags, RenameFlags};
+use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+/// Bytes of names that one system call brings from a directory.
+const NAMES_BYTES: usize = 32 << 10;
 
 /// What is opened is a directory.
 const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
@@ -89,6 +92,37 @@ impl OsDir {
             .map_err(|e| failed("open directory", path, e.into()))?;
         let file_mode = Mode::from_raw_mode(file_mode & 0o7777);
         Ok(OsDir { fd, file_mode })
+    }
+
+    /// Calls `each` with every name, in no order, and with what it is where the file system tells it along. Takes as
+    /// much memory for a million names as for one. What is removed meanwhile may be among them. `path` is for messages.
+    pub fn each_name(
+        &self,
+        path: &Path,
+        each: &mut dyn FnMut(&OsStr, Option<FileKind>) -> Result<()>,
+    ) -> Result<()> {
+        let listing = |e: Errno| failed("list", path, e.into());
+        // A descriptor of its own, because the position in the directory belongs to it.
+        let fd = rustix::fs::openat(&self.fd, ".", OFlags::RDONLY | DIRECTORY, Mode::empty())
+            .map_err(listing)?;
+        let mut buffer = Vec::with_capacity(NAMES_BYTES);
+        let mut names = RawDir::new(&fd, buffer.spare_capacity_mut());
+        while let Some(entry) = names.next() {
+            let entry = entry.map_err(listing)?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::RegularFile => Some(FileKind::File),
+                FileType::Directory => Some(FileKind::Directory),
+                FileType::Symlink => Some(FileKind::Symlink),
+                FileType::Unknown => None,
+                _ => Some(FileKind::Other),
+            };
+            each(OsStr::from_bytes(name), kind)?;
+        }
+        Ok(())
     }
 
     fn open_with(&self, name: &OsStr, more: OFlags) -> io::Result<OsFile> {
@@ -214,5 +248,33 @@ mod tests {
             .unwrap();
         assert!(away.join("a/f").exists());
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn names_come_with_what_they_are() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(temp.path().join("d")).unwrap();
+        let many = 2 * NAMES_BYTES / 24;
+        for number in 0..many {
+            std::fs::write(temp.path().join(format!("{number:020}")), "").unwrap();
+        }
+        let dir = OsDir::open(temp.path(), 0).unwrap();
+        // Twice: a listing begins at the beginning.
+        for _ in 0..2 {
+            let (mut files, mut directories) = (0, 0);
+            dir.each_name(temp.path(), &mut |name, kind| {
+                match kind {
+                    Some(FileKind::Directory) => {
+                        assert_eq!((name, directories), (OsStr::new("d"), 0))
+                    }
+                    kind => assert!(matches!(kind, None | Some(FileKind::File))),
+                }
+                files += usize::from(name != "d");
+                directories += usize::from(name == "d");
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!((files, directories), (many, 1));
+        }
     }
 }

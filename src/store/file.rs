@@ -16,9 +16,9 @@ use crate::disk::durable::{self, NewFile, Publish};
 use crate::disk::os::{HeldDir, OsDir};
 use crate::disk::{self, File, FileKind, Fs, Stat};
 use crate::error::{Error, Kind, Result};
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
-use std::ffi::{OsStr, OsString};
+use crate::limits::LIST_NAMES_MAX;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::{self, ErrorKind as E, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -192,14 +192,18 @@ impl Store for FileStore {
         Ok(found.map(|stat| info(key.clone(), &stat)))
     }
 
-    /// Holds the names of one directory per level in memory.
+    /// Holds at most `LIST_NAMES_MAX` names of one directory per level in memory.
     fn list(
         &self,
         prefix: &str,
         after: &str,
         each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
     ) -> Result<()> {
-        let view = View { prefix, after };
+        let view = View {
+            prefix,
+            after,
+            names_max: LIST_NAMES_MAX,
+        };
         self.root.within(|| self.list_view(&view, each))
     }
 
@@ -270,16 +274,21 @@ impl FileStore {
     /// Temporary files of one directory and of those below it.
     fn sweep_in(&self, dir: &Path, older_than: Duration) -> Result<usize> {
         let mut swept = durable::remove_stale_temps(dir, older_than).map_err(outage)?;
-        for name in names_in(dir).map_err(outage)? {
-            if is_foreign(dir == self.root.path, &name) {
-                continue;
+        let names = OsDir::open(dir, OBJECT_MODE).map_err(outage)?;
+        names.each_name(dir, &mut |name, kind| {
+            if is_foreign(dir == self.root.path, name) {
+                return Ok(());
             }
             let path = dir.join(name);
-            let found = disk::lstat(&path).map_err(outage)?;
-            if found.is_some_and(|stat| stat.kind == FileKind::Directory) {
+            let kind = match kind {
+                None => disk::lstat(&path).map_err(outage)?.map(|stat| stat.kind),
+                known => known,
+            };
+            if kind == Some(FileKind::Directory) {
                 swept += self.sweep_in(&path, older_than)?;
             }
-        }
+            Ok(())
+        })?;
         Ok(swept)
     }
 
@@ -305,15 +314,30 @@ impl FileStore {
     /// Lists the directory `within` ("" or a key and a slash) in key order; `false` when `each` had enough.
     ///
     /// A directory `a` stands in the order as `a/`, that is after `a-b` and `a.b`. What a name is costs a system
-    /// call, so names wait in a heap and are looked at when their turn comes; a directory then waits once more.
+    /// call, so names wait and are looked at when their turn comes; a directory then waits once more.
     fn walk(
         &self,
         within: &str,
         view: &View<'_>,
         each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
     ) -> Result<bool> {
-        let mut waiting = self.names(within, view)?;
-        while let Some(Reverse(full)) = waiting.pop() {
+        let mut names = self.names(within, view, "")?;
+        // Each of them is the beginning of the next, so there are not many.
+        let mut directories = BTreeSet::new();
+        loop {
+            if names.wanted.is_empty()
+                && let Some(last) = names.last.take()
+            {
+                names = self.names(within, view, &last)?;
+            }
+            let next = match (names.wanted.first(), directories.first()) {
+                (Some(name), Some(directory)) if name > directory => directories.pop_first(),
+                (None, _) => directories.pop_first(),
+                _ => names.wanted.pop_first(),
+            };
+            let Some(full) = next else {
+                return Ok(true);
+            };
             if full.ends_with('/') {
                 if view.reaches(&full) && !self.walk(&full, view, each)? {
                     return Ok(false);
@@ -325,7 +349,9 @@ impl FileStore {
                 continue;
             };
             match found.kind {
-                FileKind::Directory => waiting.push(Reverse(full + "/")),
+                FileKind::Directory => {
+                    directories.insert(full + "/");
+                }
                 FileKind::File if view.shows(&full) => {
                     let Ok(key) = Key::new(full) else { continue };
                     if !each(info(key, &found))? {
@@ -335,27 +361,36 @@ impl FileStore {
                 _ => {}
             }
         }
-        Ok(true)
     }
 
-    /// The names in `within` that the view may want, with `within` before them. A directory removed meanwhile has
-    /// none; temporary files and names that are not UTF-8 are not objects.
-    fn names(&self, within: &str, view: &View<'_>) -> Result<BinaryHeap<Reverse<String>>> {
+    /// The first names in `within` behind `after` that the view may want, with `within` before them. A directory
+    /// removed meanwhile has none; temporary files and names that are not UTF-8 are not objects.
+    fn names(&self, within: &str, view: &View<'_>, after: &str) -> Result<Names> {
         let dir = self.root.path.join(within);
-        let names = match names_in(&dir) {
-            Err(error) if error.kind() == Kind::Missing && !within.is_empty() => Vec::new(),
+        let mut names = Names::default();
+        let opened = match OsDir::open(&dir, OBJECT_MODE) {
+            Err(error) if error.kind() == Kind::Missing && !within.is_empty() => return Ok(names),
             other => other.map_err(outage)?,
         };
-        let object = |name: OsString| match durable::is_temp_name(&name) {
-            true => None,
-            false if is_foreign(within.is_empty(), &name) => None,
-            false => Some(format!("{within}{}", name.to_str()?)),
-        };
-        let wanted = names.into_iter().filter_map(object);
-        Ok(wanted
-            .filter(|full| view.shows(full) || view.reaches(&format!("{full}/")))
-            .map(Reverse)
-            .collect())
+        let mut full = String::new();
+        let read = opened.each_name(&dir, &mut |name, _| {
+            let Some(text) = name.to_str().filter(|_| !durable::is_temp_name(name)) else {
+                return Ok(());
+            };
+            full.clear();
+            full.push_str(within);
+            full.push_str(text);
+            let behind = names.last.as_ref().is_some_and(|last| full > *last);
+            if behind || full.as_str() <= after || !view.may_want(&mut full) {
+                return Ok(());
+            }
+            if !is_foreign(within.is_empty(), name) {
+                names.insert(full.clone(), view.names_max);
+            }
+            Ok(())
+        });
+        read.map_err(outage)?;
+        Ok(names)
     }
 }
 
@@ -420,10 +455,31 @@ impl Root {
     }
 }
 
+/// As many names of a directory as are held at a time.
+#[derive(Default)]
+struct Names {
+    /// The smallest ones that are wanted, each with the directory before it.
+    wanted: BTreeSet<String>,
+    /// The last of them, where there are more behind it.
+    last: Option<String>,
+}
+
+impl Names {
+    fn insert(&mut self, full: String, names_max: usize) {
+        self.wanted.insert(full);
+        if self.wanted.len() > names_max {
+            self.wanted.pop_last();
+            self.last = self.wanted.last().cloned();
+        }
+    }
+}
+
 /// Which keys a listing wants.
 struct View<'a> {
     prefix: &'a str,
     after: &'a str,
+    /// How many names of a directory are held at a time.
+    names_max: usize,
 }
 
 impl View<'_> {
@@ -435,6 +491,17 @@ impl View<'_> {
     fn reaches(&self, dir: &str) -> bool {
         (dir.starts_with(self.prefix) || self.prefix.starts_with(dir))
             && (dir > self.after || self.after.starts_with(dir))
+    }
+
+    /// Whether a wanted key can be this file, or lie in this directory. `full` is given back as it was.
+    fn may_want(&self, full: &mut String) -> bool {
+        if self.shows(full) {
+            return true;
+        }
+        full.push('/');
+        let reaches = self.reaches(full);
+        full.pop();
+        reaches
     }
 }
 
@@ -542,12 +609,6 @@ fn is_foreign(at_root: bool, name: &OsStr) -> bool {
 /// What a path below the archive's directory lies in; empty for the directory itself.
 fn parent_below(path: &Path) -> &Path {
     path.parent().unwrap_or(Path::new(""))
-}
-
-fn names_in(dir: &Path) -> Result<Vec<OsString>> {
-    OsDir::open(dir, OBJECT_MODE)?
-        .list()
-        .map_err(|e| Error::io(format!("could not list {dir:?}"), e))
 }
 
 /// An error of the file system as a store's error: a missing directory is no absent object (S4), and what network
@@ -765,6 +826,68 @@ mod tests {
             Ok(true)
         });
         assert_eq!(swapped.unwrap_err().kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn few_names_are_held_at_a_time() {
+        let (_dir, store) = fresh();
+        let names = [
+            "a", "a-b", "a.b", "a!", "b", "b/c", "b-", "b-/x", "b-/y", "b.d/e", "c/1", "c/2",
+            "c/3", "c/4/5", "c/4/6", "c-", "d", "e", "f", "g/h",
+        ];
+        // A name is a file or a directory.
+        let taken = |name: &str| names.iter().any(|n| n.starts_with(&format!("{name}/")));
+        let mut keys: Vec<&str> = names.into_iter().filter(|name| !taken(name)).collect();
+        for name in &keys {
+            store.put(&key(name), b"x", When::Absent).unwrap();
+        }
+        keys.sort();
+        for names_max in 1..=keys.len() {
+            for (prefix, after) in [
+                ("", ""),
+                ("", "b-"),
+                ("", "b/"),
+                ("b", ""),
+                ("c/", "c/2"),
+                ("c/4", "c"),
+            ] {
+                let view = View {
+                    prefix,
+                    after,
+                    names_max,
+                };
+                let mut seen = Vec::new();
+                let mut each = |info: ObjectInfo| {
+                    seen.push(info.key.to_string());
+                    Ok(true)
+                };
+                store.list_view(&view, &mut each).unwrap();
+                let wanted: Vec<&str> =
+                    keys.iter().copied().filter(|key| view.shows(key)).collect();
+                assert_eq!(
+                    seen, wanted,
+                    "{prefix:?} after {after:?}, {names_max} names"
+                );
+            }
+            let view = View {
+                prefix: "",
+                after: "",
+                names_max,
+            };
+            let names = store.names("", &view, "").unwrap();
+            assert!(names.wanted.len() <= names_max);
+            assert_eq!(names.last.is_some(), names_max < 13);
+        }
+        // Nothing outside the prefix is held, or looked at.
+        let view = View {
+            prefix: "c/4",
+            after: "",
+            names_max: 100,
+        };
+        assert_eq!(
+            store.names("", &view, "").unwrap().wanted,
+            BTreeSet::from(["c".to_string()])
+        );
     }
 
     #[test]
