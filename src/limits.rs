@@ -54,6 +54,9 @@ pub const DEST_TEMP_AGE: Duration = Duration::from_secs(3600);
 /// Keys per LIST page; S3 gives no more.
 pub const LIST_PAGE_KEYS: usize = 1_000;
 
+/// LIST pages without a key, one after the other, before a listing is given up: it does not come to its end.
+pub const LIST_EMPTY_PAGES_MAX: u32 = 20;
+
 /// Names of one directory of a file archive that are held in memory. A directory with more is read anew for each so
 /// many, so a larger number saves time in long listings; names take some 100 bytes.
 pub const LIST_NAMES_MAX: usize = 10_000;
