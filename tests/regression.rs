@@ -158,6 +158,7 @@ fn an_outage_is_no_end_of_wal_where_any_directory_says_recovery() {
     scratch.dir("copy/pg_wal");
     let fetch = || {
         seawall(&scratch, "file:///nowhere/at/all")
+            .env("SEAWALL_RETRY_TIMEOUT", "100ms")
             .cwd(&standby)
             .args(["wal-fetch", "000000010000000000000001"])
             .arg(copy.join("pg_wal/RECOVERYXLOG"))

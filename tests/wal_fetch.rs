@@ -304,6 +304,52 @@ fn what_lies_before_a_fork_is_a_hole() {
     }
 }
 
+/// An archive that is mounted after the fetch began: it is asked again, from the beginning.
+#[test]
+fn an_archive_that_is_mounted_in_a_moment_is_waited_for() {
+    let host = Host::new();
+    let archive = host.archive("archive", &[0]);
+    let away = host.scratch.join("away");
+    let begin = |name: &str| {
+        let dest = host.dest();
+        let fetch = host.fetch(&archive, name, &dest);
+        (fetch.env("SEAWALL_RETRY_TIMEOUT", "60s").spawn(), dest)
+    };
+    // There is nothing at its place, or the empty directory that it will be mounted on.
+    for empty in [false, true] {
+        fs::rename(archive.path(), &away).expect("rename");
+        if empty {
+            host.scratch.dir("archive");
+        }
+        let hit = begin(&segment(0).name);
+        let miss = begin(&segment(1).name);
+        std::thread::sleep(Duration::from_millis(700));
+        if empty {
+            fs::remove_dir(archive.path()).expect("empty");
+        }
+        fs::rename(&away, archive.path()).expect("rename");
+        let outcome = hit.0.wait(Duration::from_secs(60));
+        let outcome = outcome.ok();
+        check_dest(&hit.1, Some(&segment(0).bytes), &outcome);
+        let outcome = miss.0.wait(Duration::from_secs(60));
+        check_dest(&miss.1, None, &outcome);
+        outcome.expect(1, &["is not in archive"]);
+    }
+    // A signal ends the wait; a push is tried again by the archiver and does not wait.
+    fs::rename(archive.path(), &away).expect("rename");
+    let (waiting, dest) = begin(&segment(0).name);
+    std::thread::sleep(Duration::from_millis(300));
+    waiting.signal(Signal::TERM);
+    let outcome = waiting.wait(Duration::from_secs(5));
+    let outcome = outcome.expect_signal(Signal::TERM);
+    check_dest(&dest, None, &outcome);
+    let push = archive.seawall().cwd(&host.data);
+    let push = push.args(["wal-push", &format!("pg_wal/{}", segment(1).name)]);
+    let begin = Instant::now();
+    push.run().expect(8, &["does not exist"]);
+    assert!(begin.elapsed() < Duration::from_secs(5));
+}
+
 #[test]
 fn a_damaged_object_is_not_delivered() {
     let host = Host::new();

@@ -7,15 +7,16 @@ use crate::archive::wal::{Expect, Fetched, HolePolicy};
 use crate::disk;
 use crate::disk::durable::{self, NewFile, Publish};
 use crate::error::{Error, Kind, Result};
-use crate::limits::DEST_TEMP_AGE;
+use crate::limits::{DEST_TEMP_AGE, RETRY_PAUSE_FIRST, RETRY_PAUSE_MAX};
 use crate::pg::WalName;
+use crate::store::Prefix;
 use crate::work::stop::Stop;
 use crate::work::unless_stopped;
 use clap::{Arg, ArgMatches, Command};
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -151,7 +152,7 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
 
 /// Delivers the file, or fails with `Kind::Absent` when the end of WAL is proven.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let result = fetch(context, args);
+    let result = fetch_patiently(context, args);
     // Nothing but the whole proof may look like the end of WAL.
     result.or_else(|e| {
         if e.kind() == Kind::Absent {
@@ -160,6 +161,28 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             Err(on_outage(args, e)?)
         }
     })
+}
+
+/// A directory that does not show the archive may be one that is mounted in a moment, when a host starts: that is asked
+/// for again, from the beginning, like every other failure that may pass.
+fn fetch_patiently(context: &Context, args: &Args) -> Result<()> {
+    let store = context.config.store_options(WAL_RETRY, &context.stop)?;
+    let mounted = matches!(store.prefix, Prefix::File(_));
+    let (begin, mut pause) = (Instant::now(), RETRY_PAUSE_FIRST);
+    loop {
+        let error = match fetch(context, args) {
+            Err(e) if mounted && e.kind() == Kind::Unavailable => e,
+            other => return other,
+        };
+        let left = store.retry.total.saturating_sub(begin.elapsed());
+        if left.is_zero() {
+            return Err(error);
+        }
+        log::warn!("trying again: {}", error.one_line());
+        context.stop.wait(pause.min(left));
+        context.stop.check()?;
+        pause = (2 * pause).min(RETRY_PAUSE_MAX);
+    }
 }
 
 fn fetch(context: &Context, args: &Args) -> Result<()> {
