@@ -202,6 +202,26 @@ fn an_archive_that_is_not_mounted_is_not_begun_anew_without_a_state_directory() 
 }
 
 #[test]
+fn the_segment_in_use_is_not_archived_before_its_time() {
+    // Given a server that writes to a segment,
+    let scratch = Scratch::new();
+    let (production, prefix) = archiving(&scratch, "archive", &[]);
+    production.execute("create table t as select 1 as n");
+    let name = production.value("select pg_walfile_name(pg_current_wal_lsn())");
+
+    // when somebody pushes it by hand,
+    let push = seawall(&scratch, &prefix).cwd(production.data());
+    let push = push.arg("wal-push").arg(format!("pg_wal/{name}"));
+    push.run().expect(3, &["has not finished", &name]);
+
+    // then nothing of it is stored, and the archiver comes through with the whole one.
+    production.execute("insert into t values (2)");
+    assert_eq!(production.switch_wal(), name);
+    production.wait_archived(&name);
+    assert!(scratch.join(format!("archive/wal_005/{name}.zst")).exists());
+}
+
+#[test]
 fn what_killed_calls_left_is_swept_by_the_next_one() {
     let scratch = Scratch::new();
     let (production, prefix) = archiving(&scratch, "archive", &[]);

@@ -410,6 +410,36 @@ fn names_in_any_encoding_are_kept_byte_for_byte() {
     }
 }
 
+/// The segment that a server writes to looks like a whole one; the note that it is whole is not there.
+#[test]
+fn a_segment_that_is_still_written_is_refused() {
+    let scratch = Scratch::new();
+    let wal = Wal::shared();
+    let data = wal.data_dir(&scratch, "data");
+    let archive = Archive::directory(&scratch, "archive");
+    let notes = scratch.dir("data/pg_wal/archive_status");
+    let partial = format!("{}.partial", wal.segments[3].name);
+    scratch.file(format!("data/pg_wal/{partial}"), &wal.segments[3].bytes);
+    scratch.file("data/pg_wal/00000002.history", "1\t0/9000060\tno reason\n");
+    for (file, note) in wal.segments.iter().zip(["ready", "done"]) {
+        let texts = ["has not finished", "archive_status", "\nhint: "];
+        push(&archive, &data, &file.name).run().expect(3, &texts);
+        assert!(archive.get(&key(&file.name)).is_none());
+        let absolute = archive.seawall().arg("wal-push");
+        let absolute = absolute.arg(data.join("pg_wal").join(&file.name));
+        absolute.run().expect(3, &texts);
+        scratch.file(notes.join(format!("{}.{note}", file.name)), "");
+        push(&archive, &data, &file.name).run().ok();
+    }
+    // The other files are written in one piece; and a receiver's directory keeps no notes.
+    for name in [&partial, "00000002.history", &wal.backup_history.name] {
+        push(&archive, &data, name).run().ok();
+    }
+    let spool = scratch.dir("spool").join(&wal.segments[2].name);
+    scratch.file(&spool, &wal.segments[2].bytes);
+    archive.seawall().arg("wal-push").arg(&spool).run().ok();
+}
+
 /// Two servers that were promoted from one timeline archive different `.partial` files of its last segment: none may
 /// be kept from archiving by the other.
 #[test]
