@@ -51,8 +51,22 @@ pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 /// Buffer for copying between descriptors; 256 KiB fits the second level cache and beats 1 MiB.
 pub const COPY_BUFFER_BYTES: usize = 256 << 10;
 
+/// A temporary file in an archive that nobody has written to for so long belongs to a writer that was killed: every
+/// living one writes within its request timeout.
+pub const STORE_TEMP_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// The same beside the DEST of wal-fetch, where a file is written in seconds.
+pub const DEST_TEMP_AGE: Duration = Duration::from_secs(3600);
+
 /// Keys per LIST page; S3 gives no more.
 pub const LIST_PAGE_KEYS: usize = 1_000;
+
+/// LIST pages without a key, one after the other, before a listing is given up: it does not come to its end.
+pub const LIST_EMPTY_PAGES_MAX: u32 = 20;
+
+/// Names of one directory of a file archive that are held in memory. A directory with more is read anew for each so
+/// many, so a larger number saves time in long listings; names take some 100 bytes.
+pub const LIST_NAMES_MAX: usize = 10_000;
 
 /// First pause of a retry; it doubles up to `RETRY_PAUSE_MAX`, with jitter.
 pub const RETRY_PAUSE_FIRST: Duration = Duration::from_millis(100);

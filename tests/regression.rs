@@ -9,7 +9,7 @@ use std::process::Command;
 
 use crate::support::cluster::{Cluster, pg_tool};
 use crate::support::seawall::Seawall;
-use crate::support::{Scratch, as_postgres, give_to_postgres, run};
+use crate::support::{Scratch, as_postgres, give_to_postgres, is_root, run};
 
 /// A server that archives into `archive`, and how its seawall is called.
 fn archiving(scratch: &Scratch, archive: &str, configure: &[(&str, &str)]) -> (Cluster, String) {
@@ -191,6 +191,7 @@ fn an_outage_is_no_end_of_wal_where_any_directory_says_recovery() {
     scratch.dir("copy/pg_wal");
     let fetch = || {
         seawall(&scratch, "file:///nowhere/at/all")
+            .env("SEAWALL_RETRY_TIMEOUT", "100ms")
             .cwd(&standby)
             .args(["wal-fetch", "000000010000000000000001"])
             .arg(copy.join("pg_wal/RECOVERYXLOG"))
@@ -231,4 +232,73 @@ fn an_archive_that_is_not_mounted_is_not_begun_anew_without_a_state_directory() 
     // and when it is there again, its own word is enough.
     fs::rename(scratch.join("elsewhere"), &archive).expect("the archive");
     push().run().ok();
+}
+
+#[test]
+fn the_segment_in_use_is_not_archived_before_its_time() {
+    // Given a server that writes to a segment,
+    let scratch = Scratch::new();
+    let (production, prefix) = archiving(&scratch, "archive", &[]);
+    production.execute("create table t as select 1 as n");
+    let name = production.value("select pg_walfile_name(pg_current_wal_lsn())");
+
+    // when somebody pushes it by hand,
+    let push = seawall(&scratch, &prefix).cwd(production.data());
+    let push = push.arg("wal-push").arg(format!("pg_wal/{name}"));
+    push.run().expect(3, &["has not finished", &name]);
+
+    // then nothing of it is stored, and the archiver comes through with the whole one.
+    production.execute("insert into t values (2)");
+    assert_eq!(production.switch_wal(), name);
+    production.wait_archived(&name);
+    assert!(scratch.join(format!("archive/wal_005/{name}.zst")).exists());
+}
+
+#[test]
+fn what_killed_calls_left_is_swept_by_the_next_one() {
+    let scratch = Scratch::new();
+    let (production, prefix) = archiving(&scratch, "archive", &[]);
+    production.execute("create table t as select 1 as n");
+    back_up(&scratch, &prefix, &production);
+    let leave = |path: PathBuf| {
+        fs::write(&path, "half").expect("written");
+        run(Command::new("touch")
+            .args(["--date", "2020-01-01"])
+            .arg(&path));
+        give_to_postgres(&path, 0o600);
+        path
+    };
+
+    // Given the temporary files of killed calls, in the archive and beside DEST,
+    let stored = leave(scratch.join("archive/wal_005/.0000.zst.0123.seawall-tmp"));
+    let place = scratch.dir("place");
+    let fetched = leave(place.join(".RECOVERYXLOG.0123.seawall-tmp"));
+    let foreign = leave(place.join(".RECOVERYXLOG.tmp"));
+
+    // then the next backup and the next fetch take them away, and nothing else.
+    back_up(&scratch, &prefix, &production);
+    let fetch = seawall(&scratch, &prefix).args(["wal-fetch", "00000002.history"]);
+    fetch
+        .cwd(production.data())
+        .arg(place.join("RECOVERYXLOG"))
+        .run()
+        .expect(1, &["not in archive"]);
+    assert!(!stored.exists() && !fetched.exists() && foreign.exists());
+}
+
+#[test]
+fn a_restore_by_root_says_whose_the_files_are() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (production, prefix) = archiving(&scratch, "archive", &[]);
+    back_up(&scratch, &prefix, &production);
+    let fetch = |name: &str| {
+        let fetch = seawall(&scratch, &prefix).arg("backup-fetch");
+        fetch.arg(scratch.join(name)).arg("LATEST")
+    };
+    let said = "chown -R postgres";
+    fetch("root").by_root().run().expect(0, &[said]);
+    assert!(!fetch("postgres").run().ok().text().contains(said));
 }

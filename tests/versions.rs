@@ -384,7 +384,10 @@ fn matrix_recovery_follows_a_promotion_through_the_archive() {
 fn matrix_segments_of_this_version_are_known_and_come_back() {
     // Given whole segments, the first of them as initdb left it.
     let scratch = Scratch::new();
-    let cluster = Cluster::builder(&scratch, "primary").start();
+    // They wait for an archiver that has nothing to run.
+    let cluster = Cluster::builder(&scratch, "primary")
+        .archive_command("")
+        .start();
     cluster.execute("create table rows (n bigint primary key, text text)");
     let mut segments = vec![cluster.switch_wal()];
     for round in 0..3 {

@@ -192,14 +192,17 @@ fn a_hole_is_not_the_end() {
         .expect(HOLE, &["deleted in a versioned bucket"]);
     host.run(|dest| fetch(dest).arg("--on-hole=absent"), None)
         .expect(1, &[]);
-    // And a deleted identity is no archive that shows itself.
+    // And a deleted identity is no archive that shows itself, whatever holes are taken for.
     versioned.delete("seawall.json");
     let next = segment(3).name.as_str();
-    let outcome = host.run(|dest| host.fetch(&versioned, next, dest), None);
-    assert!(
-        (200..220).contains(&outcome.code.expect("a code")),
-        "{outcome:?}"
-    );
+    for policy in ["abort", "absent"] {
+        let fetch = |dest: &Path| {
+            let fetch = host.fetch(&versioned, next, dest);
+            fetch.args(["--on-hole", policy])
+        };
+        let texts = ["identity", "deleted in a versioned bucket", "\nhint: Bring"];
+        host.run(fetch, None).expect(208, &texts);
+    }
 }
 
 #[test]
@@ -257,6 +260,94 @@ fn what_lies_before_a_timeline_is_absent_from_it() {
     fetch(2, HOLE);
     fetch(3, 0);
     fetch(4, 1);
+}
+
+/// The history of a later timeline says how far the earlier one went: what is missing before that was lost.
+#[test]
+fn what_lies_before_a_fork_is_a_hole() {
+    let host = Host::new();
+    let bucket = Archive::bucket(&host.scratch, "fork");
+    host.fill(&bucket, &[0]);
+    let number = |index: usize| u64::from_str_radix(&segment(index).name[16..], 16).expect("hex");
+    let fork = format!("1\t0/{:X}\tno reason\n", (number(2) << 20) + 0xB8);
+    let again = format!("{fork}2\t0/{:X}\tno reason\n", (number(3) << 20) + 0xB8);
+    for archive in [host.archive("archive", &[0]), bucket] {
+        let fetch = |name: &str, code: i32| {
+            let outcome = host.run(|dest| host.fetch(&archive, name, dest), None);
+            outcome.expect(code, &[])
+        };
+        fetch(&segment(1).name, 1);
+        archive.put("wal_005/00000002.history.zst", &zstd(fork.as_bytes()));
+        for (index, code) in [(1, HOLE), (2, 1), (3, 1)] {
+            fetch(&segment(index).name, code);
+        }
+        // A standby may get it by streaming; unless it is told to stop, or recovers.
+        for (signals, words, code) in [
+            (&["standby.signal"][..], &[][..], 1),
+            (&["standby.signal"], &["--on-hole=abort"], HOLE),
+            (&["standby.signal", "recovery.signal"], &[], HOLE),
+            (&[], &["--on-hole=absent"], 1),
+        ] {
+            let data = host.scratch.dir(format!("data-{}", unique()));
+            for signal in signals {
+                host.scratch.file(data.join(signal), "");
+            }
+            let fetch = |dest: &Path| host.fetch(&archive, &segment(1).name, dest).cwd(&data);
+            let outcome = host.run(|dest| fetch(dest).args(words), None);
+            outcome.expect(code, &["00000002.history", "was left at"]);
+        }
+        // The second history of three is lost, and the third names it.
+        archive.delete("wal_005/00000002.history.zst");
+        archive.put("wal_005/00000003.history.zst", &zstd(again.as_bytes()));
+        fetch("00000002.history", HOLE);
+        fetch("00000004.history", 1);
+    }
+}
+
+/// An archive that is mounted after the fetch began: it is asked again, from the beginning.
+#[test]
+fn an_archive_that_is_mounted_in_a_moment_is_waited_for() {
+    let host = Host::new();
+    let archive = host.archive("archive", &[0]);
+    let away = host.scratch.join("away");
+    let begin = |name: &str| {
+        let dest = host.dest();
+        let fetch = host.fetch(&archive, name, &dest);
+        (fetch.env("SEAWALL_RETRY_TIMEOUT", "60s").spawn(), dest)
+    };
+    // There is nothing at its place, or the empty directory that it will be mounted on.
+    for empty in [false, true] {
+        fs::rename(archive.path(), &away).expect("rename");
+        if empty {
+            host.scratch.dir("archive");
+        }
+        let hit = begin(&segment(0).name);
+        let miss = begin(&segment(1).name);
+        std::thread::sleep(Duration::from_millis(700));
+        if empty {
+            fs::remove_dir(archive.path()).expect("empty");
+        }
+        fs::rename(&away, archive.path()).expect("rename");
+        let outcome = hit.0.wait(Duration::from_secs(60));
+        let outcome = outcome.ok();
+        check_dest(&hit.1, Some(&segment(0).bytes), &outcome);
+        let outcome = miss.0.wait(Duration::from_secs(60));
+        check_dest(&miss.1, None, &outcome);
+        outcome.expect(1, &["is not in archive"]);
+    }
+    // A signal ends the wait; a push is tried again by the archiver and does not wait.
+    fs::rename(archive.path(), &away).expect("rename");
+    let (waiting, dest) = begin(&segment(0).name);
+    std::thread::sleep(Duration::from_millis(300));
+    waiting.signal(Signal::TERM);
+    let outcome = waiting.wait(Duration::from_secs(5));
+    let outcome = outcome.expect_signal(Signal::TERM);
+    check_dest(&dest, None, &outcome);
+    let push = archive.seawall().cwd(&host.data);
+    let push = push.args(["wal-push", &format!("pg_wal/{}", segment(1).name)]);
+    let begin = Instant::now();
+    push.run().expect(8, &["does not exist"]);
+    assert!(begin.elapsed() < Duration::from_secs(5));
 }
 
 #[test]
@@ -392,13 +483,13 @@ fn an_archive_of_another_tool_is_read() {
             fetch(3, None).expect(HOLE, &[&wal(4, ending)]);
             archive.delete(&wal(4, ending));
         }
-        // Nothing but base backups is an archive too.
+        // Base backups without any WAL are no archive: it was archived with them.
         for (index, ending) in [(0, ".gz"), (1, ".lz4"), (2, ".zst")] {
             archive.delete(&wal(index, ending));
         }
         let sentinel = "basebackups_005/base_000000010000000000000003_backup_stop_sentinel.json";
         archive.put(sentinel, b"{}");
-        fetch(3, None).expect(1, &[]);
+        fetch(3, None).expect(208, &["shows no WAL at all"]);
     }
 }
 

@@ -150,7 +150,13 @@ fn bad_sources() -> Vec<Bad> {
             6,
             "without ancestors".into(),
         ),
-        ("no text", history(), vec![0xFF; 100], 6, "not text".into()),
+        (
+            "no text",
+            history(),
+            vec![0xFF; 100],
+            6,
+            "not a timeline history".into(),
+        ),
         (
             "a segment as history",
             history(),
@@ -164,6 +170,22 @@ fn bad_sources() -> Vec<Bad> {
             wal.backup_history.bytes.clone(),
             6,
             "another backup".into(),
+        ),
+        (
+            "another offset than the name's",
+            format!("{}.000000FF.backup", &wal.backup_history.name[..24]),
+            wal.backup_history.bytes.clone(),
+            6,
+            "another backup".into(),
+        ),
+        (
+            "a label without an end",
+            wal.backup_history.name.clone(),
+            String::from_utf8_lossy(&wal.backup_history.bytes)
+                .replace("STOP WAL", "STOPPED WAL")
+                .into_bytes(),
+            6,
+            "where the backup ended".into(),
         ),
         (
             "a cut name",
@@ -309,6 +331,115 @@ fn a_raw_object_counts_too() {
     assert_eq!(archive.get(&key(&file.name)), None);
 }
 
+/// What cannot be read cannot be compared, and beside it there would be two files of one name.
+#[test]
+fn an_object_in_a_form_that_cannot_be_read_is_no_empty_place() {
+    let scratch = Scratch::new();
+    let wal = Wal::shared();
+    let data = wal.data_dir(&scratch, "data");
+    scratch.file("data/pg_wal/00000002.history", "1\t0/9000060\tno reason\n");
+    for archive in [
+        Archive::directory(&scratch, "archive"),
+        Archive::bucket(&scratch, "forms"),
+    ] {
+        push(&archive, &data, &wal.segments[1].name).run().ok();
+        let partial = format!("{}.partial", wal.segments[0].name);
+        scratch.file(format!("data/pg_wal/{partial}"), &wal.segments[0].bytes);
+        let backup = wal.backup_history.name.as_str();
+        for name in [&wal.segments[0].name, &partial, backup, "00000002.history"] {
+            for ending in [".br", ".lzo", ".zst.aes"] {
+                let strange = format!("wal_005/{name}{ending}");
+                archive.put(&strange, b"who knows");
+                let keys = archive.keys("");
+                let texts = ["in a form that cannot be read", &strange, "\nhint: "];
+                push(&archive, &data, name).run().expect(3, &texts);
+                assert_eq!(archive.keys(""), keys);
+                archive.delete(&strange);
+            }
+            push(&archive, &data, name).run().ok();
+            // What can be read decides.
+            let strange = format!("wal_005/{name}.br");
+            archive.put(&strange, b"who knows");
+            push(&archive, &data, name)
+                .run()
+                .expect(0, &["with the same bytes"]);
+            archive.delete(&strange);
+        }
+    }
+}
+
+/// Restore points and labels are in the encoding of a database, or in none.
+#[test]
+fn names_in_any_encoding_are_kept_byte_for_byte() {
+    let scratch = Scratch::new();
+    let wal = Wal::shared();
+    let data = wal.data_dir(&scratch, "data");
+    let archive = Archive::directory(&scratch, "archive");
+    let label = String::from_utf8_lossy(&wal.backup_history.bytes).into_owned();
+    let (before, after) = label.split_once("LABEL: test\n").expect("its label");
+    let labels: [&[u8]; 2] = [b"caf\xe9", b"x\nSTART TIMELINE: 7\nSTOP WAL LOCATION: 0/1"];
+    let history = |text: &[u8]| [b"1\t0/9000060\tat restore point \"", text, b"\"\n"].concat();
+    let mut files = vec![
+        ("00000002.history", history(b"caf\xe9")),
+        // As PostgreSQL writes it after a recovery along timeline 2 to a point before it.
+        (
+            "00000003.history",
+            [&history(b"x")[..], b"2\t0/8000060\tbefore\n"].concat(),
+        ),
+    ];
+    for label in labels {
+        let text = [
+            before.as_bytes(),
+            b"LABEL: ",
+            label,
+            b"\n",
+            after.as_bytes(),
+        ]
+        .concat();
+        files.push((wal.backup_history.name.as_str(), text));
+    }
+    for (name, bytes) in files {
+        scratch.file(data.join("pg_wal").join(name), &bytes);
+        push(&archive, &data, name).run().ok();
+        assert_eq!(unzstd(&archive.get(&key(name)).expect("stored")), bytes);
+        let dest = scratch.dir("dest").join("RECOVERYXLOG");
+        let fetch = archive.seawall().cwd(&data).args(["wal-fetch", name]);
+        fetch.arg(&dest).run().ok();
+        assert_eq!(fs::read(&dest).expect("DEST"), bytes);
+        archive.delete(&key(name));
+    }
+}
+
+/// The segment that a server writes to looks like a whole one; the note that it is whole is not there.
+#[test]
+fn a_segment_that_is_still_written_is_refused() {
+    let scratch = Scratch::new();
+    let wal = Wal::shared();
+    let data = wal.data_dir(&scratch, "data");
+    let archive = Archive::directory(&scratch, "archive");
+    let notes = scratch.dir("data/pg_wal/archive_status");
+    let partial = format!("{}.partial", wal.segments[3].name);
+    scratch.file(format!("data/pg_wal/{partial}"), &wal.segments[3].bytes);
+    scratch.file("data/pg_wal/00000002.history", "1\t0/9000060\tno reason\n");
+    for (file, note) in wal.segments.iter().zip(["ready", "done"]) {
+        let texts = ["has not finished", "archive_status", "\nhint: "];
+        push(&archive, &data, &file.name).run().expect(3, &texts);
+        assert!(archive.get(&key(&file.name)).is_none());
+        let absolute = archive.seawall().arg("wal-push");
+        let absolute = absolute.arg(data.join("pg_wal").join(&file.name));
+        absolute.run().expect(3, &texts);
+        scratch.file(notes.join(format!("{}.{note}", file.name)), "");
+        push(&archive, &data, &file.name).run().ok();
+    }
+    // The other files are written in one piece; and a receiver's directory keeps no notes.
+    for name in [&partial, "00000002.history", &wal.backup_history.name] {
+        push(&archive, &data, name).run().ok();
+    }
+    let spool = scratch.dir("spool").join(&wal.segments[2].name);
+    scratch.file(&spool, &wal.segments[2].bytes);
+    archive.seawall().arg("wal-push").arg(&spool).run().ok();
+}
+
 /// Two servers that were promoted from one timeline archive different `.partial` files of its last segment: none may
 /// be kept from archiving by the other.
 #[test]
@@ -376,6 +507,74 @@ fn two_clusters_do_not_share_a_prefix() {
         outcome.expect(5, &[&ids[0], &ids[1]]);
         assert_eq!(archive.keys(""), keys);
     }
+}
+
+/// A text file does not say whose it is: what is run in one cluster's directory does not archive another's.
+#[test]
+fn a_file_in_another_clusters_directory_is_refused() {
+    let scratch = Scratch::new();
+    let wal = Wal::shared();
+    let data = wal.data_dir(&scratch, "data");
+    let archive = Archive::directory(&scratch, "archive");
+    push(&archive, &data, &wal.segments[0].name).run().ok();
+    let other = wal.data_dir(&scratch, "other");
+    scratch.file("other/global/pg_control", control_of_another(&wal.control));
+    scratch.file("other/pg_wal/00000002.history", "1\t0/9000060\tx\n");
+    let ids = [wal.system_id, wal.system_id ^ 1].map(|id| id.to_string());
+    let keys = archive.keys("");
+    for name in [
+        "00000002.history",
+        &wal.segments[1].name,
+        &wal.backup_history.name,
+    ] {
+        let seawall = archive.seawall().cwd(&data).arg("wal-push");
+        let outcome = seawall.arg(other.join("pg_wal").join(name)).run();
+        outcome.expect(5, &["another cluster's", &ids[0], &ids[1], "\nhint: "]);
+    }
+    assert_eq!(archive.keys(""), keys);
+    let fetch = archive.seawall().cwd(&data).arg("wal-fetch");
+    let fetch = fetch.arg(&wal.segments[0].name);
+    let outcome = fetch.arg(other.join("pg_wal/RECOVERYXLOG")).run();
+    outcome.expect(205, &[&ids[0], &ids[1]]);
+    // The same one by another name is none.
+    let seawall = archive.seawall().cwd(&data).arg("wal-push");
+    let own = data.join("pg_wal").join(&wal.segments[1].name);
+    seawall.arg(own).run().ok();
+}
+
+/// The archive is unmounted while a push compresses: what lies below the mount point is no archive.
+#[test]
+fn an_archive_that_is_unmounted_under_way_acknowledges_nothing() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let large = Wal::shared().segments[0].incompressible(16);
+    let source = scratch.dir("large").join(&large.name);
+    scratch.file(&source, &large.bytes);
+    let push = || archive.seawall().arg("wal-push").arg(&source);
+    push().run().ok();
+    archive.delete(&key(&large.name));
+    let (away, bare) = (scratch.join("away"), scratch.dir("bare"));
+    let mut swapped = 0;
+    for round in 0..20u64 {
+        let running = push().spawn();
+        std::thread::sleep(Duration::from_millis(round * 3));
+        fs::rename(archive.path(), &away).expect("rename");
+        fs::rename(&bare, archive.path()).expect("rename");
+        let outcome = running.wait(Duration::from_secs(60));
+        nothing_below(archive.path());
+        fs::rename(archive.path(), &bare).expect("rename");
+        fs::rename(&away, archive.path()).expect("rename");
+        let stored = archive.get(&key(&large.name));
+        match outcome.code {
+            Some(0) => assert!(unzstd(&stored.expect("stored")) == large.bytes),
+            _ => {
+                outcome.expect(8, &["archive"]);
+                swapped += 1;
+            }
+        }
+        let _ = fs::remove_file(archive.path().join(key(&large.name)));
+    }
+    println!("{swapped} of 20 met the change");
 }
 
 /// Of two clusters whose first pushes meet, one has the prefix; four servers of one cluster are one.

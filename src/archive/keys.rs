@@ -40,6 +40,17 @@ pub fn partial_beside(segment: Segment, sha256: &str, method: Method) -> Key {
     wal(&format!("{segment}.partial.{digits}"), Some(method))
 }
 
+/// Whether a key is one that `partial_beside` makes, in whatever form.
+pub fn is_beside(key: &Key) -> bool {
+    let digits = |rest: &str| {
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        let (digits, ending) = rest.split_at_checked(8)?;
+        Some(digits.bytes().all(hex) && ending.starts_with('.'))
+    };
+    let rest = key.as_str().split_once(".partial.");
+    rest.and_then(|(_, rest)| digits(rest)).unwrap_or(false)
+}
+
 /// Takes a key below `wal_005/` apart: the WAL name, and the codec (`None`: raw).
 pub fn parse_wal(key: &Key) -> Option<(WalName, Option<Method>)> {
     let file = key.as_str().strip_prefix(WAL)?;
@@ -256,6 +267,7 @@ mod tests {
             let file = key(format!("wal_005/{segment}{ending}"));
             let expected = form.map(|form| format!("{segment}{form}").parse().unwrap());
             assert_eq!(wal_in_any_form(&file), expected, "{ending}");
+            assert_eq!(is_beside(&file), ending.contains("0123abcd"), "{ending}");
         }
 
         let id: BackupId = "base_000000010000000000000002_00000040".parse().unwrap();

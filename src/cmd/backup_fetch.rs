@@ -471,6 +471,12 @@ fn shell_quoted(text: &str) -> String {
 }
 
 fn advise(args: &Args, settings: &Settings) {
+    if disk::is_root() {
+        log::warn!(
+            "the restored files belong to root, and PostgreSQL refuses to run as root: give them to its user, as with chown -R postgres: \"{}\" (and the tablespaces)",
+            args.pgdata.display()
+        );
+    }
     if !settings.keep_archiving {
         log::info!(
             "archive_mode is off in the copy, so that it cannot write into the archive it came from"

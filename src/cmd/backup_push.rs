@@ -3,10 +3,11 @@
 use super::arguments::{absolute_path, optional_path, setting_option, text, usage};
 use super::output::{Progress, human_bytes};
 use super::{BASE_RETRY, Context};
+use crate::archive::Archive;
 use crate::backup::push::{Job, Options, Taken};
 use crate::config;
-use crate::error::Result;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result};
+use crate::limits::STORE_TEMP_AGE;
 use crate::wire::{Conn, ConnectOptions};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::path::PathBuf;
@@ -182,6 +183,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         rate_limit: context.config.rate_limit(),
         wal_timeout: args.wal_timeout,
     };
+    sweep(&archive);
     let progress = Progress::new(&context.screen, "backing up", 0);
     let job = Job {
         archive: &archive,
@@ -196,6 +198,21 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     };
     progress.finish();
     report(&taken?)
+}
+
+/// Takes away what writers that were killed left half-written in an archive of files. A backup can do without.
+fn sweep(archive: &Archive) {
+    match archive.store.sweep(STORE_TEMP_AGE) {
+        Ok(0) => {}
+        Ok(count) => log::info!(
+            "removed {count} temporary files that killed writers had left in the archive"
+        ),
+        // An archive that is not begun yet has nothing to sweep; one that is away says so in a moment.
+        Err(e) => log::debug!(
+            "could not look for leftover temporary files: {}",
+            e.one_line()
+        ),
+    }
 }
 
 fn connect(context: &Context, args: &Args, replication: bool) -> Result<Conn> {

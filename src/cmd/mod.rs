@@ -14,9 +14,11 @@ use crate::archive::Archive;
 use crate::archive::state::State;
 use crate::config::Config;
 use crate::error::{Error, Kind, Result};
+use crate::pg::control::ControlFile;
 use crate::store;
 use crate::work::stop::Stop;
 use clap::{ArgMatches, Command};
+use std::path::Path;
 use std::time::Duration;
 
 /// What every verb works with.
@@ -91,26 +93,42 @@ pub fn run(context: &Context, verb: &str, matches: &ArgMatches) -> Result<()> {
 }
 
 /// pg_control of the cluster that a WAL file belongs to: of the current directory, where PostgreSQL runs its
-/// commands, or of the directory above the file's. `None` if neither is a data directory.
-fn cluster_of(file: &std::path::Path) -> Result<Option<crate::pg::control::ControlFile>> {
+/// commands, or of the directory above the file's. `None` if neither is a data directory; two clusters are refused,
+/// because a text file does not say whose it is.
+fn cluster_of(file: &Path) -> Result<Option<ControlFile>> {
+    let here = control_of(Path::new("."))?;
     let above = file.parent().and_then(|directory| directory.parent());
-    for data in [Some(std::path::Path::new(".")), above]
-        .into_iter()
-        .flatten()
-    {
-        let data = if data.as_os_str().is_empty() {
-            std::path::Path::new(".")
-        } else {
-            data
-        };
-        match crate::backup::server::control_file(data) {
-            Err(e) if e.kind() == Kind::Missing => {}
-            other => {
-                return other.map(Some).map_err(|e| {
-                    e.hint("Run this as the server's operating system user; its pg_control says whose WAL it is.")
-                });
-            }
-        }
+    let Some(there) = above.map(control_of).transpose()?.flatten() else {
+        return Ok(here);
+    };
+    match here {
+        Some(here) if here.system_id != there.system_id => Err(Error::new(
+            Kind::Mismatch,
+            format!(
+                "\"{}\" is in another cluster's data directory than this",
+                file.display()
+            ),
+        )
+        .detail(format!(
+            "The current directory is of system identifier {}, the directory above the file of {}.",
+            here.system_id, there.system_id
+        ))
+        .hint("Run this in the data directory that the file belongs to.")),
+        Some(here) => Ok(Some(here)),
+        None => Ok(Some(there)),
     }
-    Ok(None)
+}
+
+/// pg_control of a data directory; `None` if it is none.
+fn control_of(data: &Path) -> Result<Option<ControlFile>> {
+    let data = match data.as_os_str().is_empty() {
+        true => Path::new("."),
+        false => data,
+    };
+    match crate::backup::server::control_file(data) {
+        Err(e) if e.kind() == Kind::Missing => Ok(None),
+        other => other.map(Some).map_err(|e| {
+            e.hint("Run this as the server's operating system user; its pg_control says whose WAL it is.")
+        }),
+    }
 }

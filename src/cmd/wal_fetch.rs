@@ -5,16 +5,18 @@ use super::output::print_file;
 use super::{Context, WAL_RETRY, cluster_of};
 use crate::archive::wal::{Expect, Fetched, HolePolicy};
 use crate::disk;
-use crate::disk::durable::{NewFile, Publish};
+use crate::disk::durable::{self, NewFile, Publish};
 use crate::error::{Error, Kind, Result};
+use crate::limits::{DEST_TEMP_AGE, RETRY_PAUSE_FIRST, RETRY_PAUSE_MAX};
 use crate::pg::WalName;
+use crate::store::Prefix;
 use crate::work::stop::Stop;
 use crate::work::unless_stopped;
 use clap::{Arg, ArgMatches, Command};
 use std::io::{Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -41,6 +43,9 @@ pub enum Dest {
 /// What a hole is: the segment is not there, later ones are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnHole {
+    /// `Abort`; but on a standby a segment that is only known from a later timeline is absent, because the server that
+    /// has that timeline can stream it.
+    Auto,
     /// Recovery must stop (exit 200 and above).
     Abort,
     /// Recovery ends here (exit 1).
@@ -88,14 +93,17 @@ pub fn command() -> Command {
             Arg::new("on-hole")
                 .long("on-hole")
                 .value_name("WHAT")
-                .value_parser(["abort", "absent"])
-                .default_value("abort")
+                .value_parser(["auto", "abort", "absent"])
+                .default_value("auto")
                 .hide_possible_values(true)
-                .help("What a missing segment is while later ones exist: abort or absent")
+                .help("What a missing segment is while later ones exist: auto, abort or absent")
                 .long_help(
-                    "What a missing segment is while later ones of its timeline exist. abort stops recovery\n\
-                     (exit 200 and above), because the end of WAL it would be taken for is not the end.\n\
-                     absent exits 1: recovery ends there and everything after the hole is given up.",
+                    "What a missing segment is while later ones of its timeline exist, or while the history of\n\
+                     a later timeline says that there were. abort stops recovery (exit 200 and above), because\n\
+                     the end of WAL it would be taken for is not the end. absent exits 1: recovery ends there\n\
+                     and everything after the hole is given up. auto is abort; but where standby.signal and no\n\
+                     recovery.signal is found, a segment that only a later timeline's history tells of is\n\
+                     absent, because the standby can get it by streaming from the server of that timeline.",
                 ),
         )
         .arg(
@@ -130,8 +138,9 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
             false => Dest::File(dest),
         },
         on_hole: match word(matches, "on-hole") {
+            "abort" => OnHole::Abort,
             "absent" => OnHole::Absent,
-            _ => OnHole::Abort,
+            _ => OnHole::Auto,
         },
         on_outage: match word(matches, "on-outage") {
             "abort" => OnOutage::Abort,
@@ -143,7 +152,7 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
 
 /// Delivers the file, or fails with `Kind::Absent` when the end of WAL is proven.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let result = fetch(context, args);
+    let result = fetch_patiently(context, args);
     // Nothing but the whole proof may look like the end of WAL.
     result.or_else(|e| {
         if e.kind() == Kind::Absent {
@@ -152,6 +161,28 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
             Err(on_outage(args, e)?)
         }
     })
+}
+
+/// A directory that does not show the archive may be one that is mounted in a moment, when a host starts: that is asked
+/// for again, from the beginning, like every other failure that may pass.
+fn fetch_patiently(context: &Context, args: &Args) -> Result<()> {
+    let store = context.config.store_options(WAL_RETRY, &context.stop)?;
+    let mounted = matches!(store.prefix, Prefix::File(_));
+    let (begin, mut pause) = (Instant::now(), RETRY_PAUSE_FIRST);
+    loop {
+        let error = match fetch(context, args) {
+            Err(e) if mounted && e.kind() == Kind::Unavailable => e,
+            other => return other,
+        };
+        let left = store.retry.total.saturating_sub(begin.elapsed());
+        if left.is_zero() {
+            return Err(error);
+        }
+        log::warn!("trying again: {}", error.one_line());
+        context.stop.wait(pause.min(left));
+        context.stop.check()?;
+        pause = (2 * pause).min(RETRY_PAUSE_MAX);
+    }
 }
 
 fn fetch(context: &Context, args: &Args) -> Result<()> {
@@ -167,7 +198,8 @@ fn fetch(context: &Context, args: &Args) -> Result<()> {
         segment_size: cluster.as_ref().map(|control| control.segment_size),
     };
     let policy = match args.on_hole {
-        OnHole::Abort => HolePolicy::Abort,
+        OnHole::Auto if is_standby(&args.dest)? => HolePolicy::Streaming,
+        OnHole::Auto | OnHole::Abort => HolePolicy::Abort,
         OnHole::Absent => HolePolicy::Absent,
     };
     let name = args.name;
@@ -193,6 +225,13 @@ fn to_file(
     get: impl FnOnce(&mut dyn Write) -> Result<Fetched> + Send + 'static,
 ) -> Result<Fetched> {
     let file = NewFile::create(path, 0o600).map_err(not_absent)?;
+    // What calls that were killed left here would stay in pg_wal for ever.
+    if let Err(e) = durable::remove_stale_temps(disk::parent_of(path), DEST_TEMP_AGE) {
+        log::debug!(
+            "could not remove leftover temporary files: {}",
+            e.one_line()
+        );
+    }
     let file = Arc::new(Mutex::new(Some(file)));
     let mut out = Lent(Arc::clone(&file));
     let fetched = unless_stopped("fetch", stop, Duration::ZERO, move || get(&mut out));

@@ -65,6 +65,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 
 fn push(context: &Context, path: &Path) -> Result<()> {
     let name = name_of(path)?;
+    refuse_unfinished(path, name)?;
     let archive = context.archive(WAL_RETRY)?;
     let identity = identity(path, name)?;
     let expect = Expect {
@@ -102,6 +103,24 @@ fn name_of(path: &Path) -> Result<WalName> {
         .unwrap_or_default();
     name.parse()
         .map_err(|e: Error| e.context(format!("cannot archive \"{}\"", path.display())))
+}
+
+/// A segment that a server still writes to has the size and the header of a whole one. PostgreSQL says that it is
+/// whole by a note in `archive_status`, which is there before archive_command runs, on every version and on a standby
+/// too. Where that directory is not, as in the one of a WAL receiver, names alone tell.
+fn refuse_unfinished(path: &Path, name: WalName) -> Result<()> {
+    let notes = disk::parent_of(path).join("archive_status");
+    if !matches!(name, WalName::Segment(_)) || disk::stat(&notes)?.is_none() {
+        return Ok(());
+    }
+    for note in ["ready", "done"] {
+        if disk::stat(&notes.join(format!("{name}.{note}")))?.is_some() {
+            return Ok(());
+        }
+    }
+    Err(Error::new(Kind::Refused, format!("the server has not finished segment {name}"))
+        .detail(format!("There is neither {name}.ready nor {name}.done in \"{}\".", notes.display()))
+        .hint("Leave it to archive_command (pg_switch_wal() finishes the segment in use). To push a whole segment of a server that does not archive, copy it elsewhere first."))
 }
 
 /// Whose WAL this is: the data directory says it, else the segment itself.

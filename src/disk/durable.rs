@@ -2,7 +2,7 @@
 //! directory. At every moment, also after power loss, the final name is absent (or what it was) or whole, and when
 //! `publish` has answered Ok it stays. `sim` breaks the recipe in each step and must notice.
 
-use super::os::OsDir;
+use super::os::{HeldDir, OsDir};
 use super::{FileKind, Fs, FsFile, failed, lstat, open, parent_of, remove_file, sync_dir};
 use crate::error::{Error, Kind, Result};
 use std::ffi::{OsStr, OsString};
@@ -42,6 +42,12 @@ impl NewFile {
     /// Begins a file that will be called `dest`, with `mode` less the umask.
     pub fn create(dest: &Path, mode: u32) -> Result<NewFile> {
         NewFile::create_in(OsDir::open(parent_of(dest), mode)?, dest)
+    }
+
+    /// The same for a file `below` a directory that is held: it appears there, whatever its path leads to by then.
+    pub fn create_below(root: &HeldDir, below: &Path, mode: u32) -> Result<NewFile> {
+        let dir = root.open_dir(below.parent().unwrap_or(below), mode)?;
+        NewFile::create_in(dir, &root.path().join(below))
     }
 }
 
@@ -161,21 +167,21 @@ pub fn remove_stale_temps(dir: &Path, older_than: Duration) -> Result<usize> {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now_us = now.map_or(0, |d| d.as_micros() as i64);
     let mut removed = 0;
-    for name in OsDir::open(dir, 0)?
-        .list()
-        .map_err(|e| failed("list", dir, e))?
-    {
-        if !is_temp_name(&name) {
-            continue;
+    OsDir::open(dir, 0)?.each_name(dir, &mut |name, _| {
+        if !is_temp_name(name) {
+            return Ok(());
         }
-        let path = dir.join(&name);
+        let path = dir.join(name);
         // Gone in between: its owner was alive after all.
-        let Some(found) = lstat(&path)? else { continue };
+        let Some(found) = lstat(&path)? else {
+            return Ok(());
+        };
         let age_us = now_us.saturating_sub(found.modified.0);
         if found.kind == FileKind::File && age_us >= older_than.as_micros() as i64 {
             removed += usize::from(remove_file(&path)?);
         }
-    }
+        Ok(())
+    })?;
     Ok(removed)
 }
 

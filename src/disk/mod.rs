@@ -200,6 +200,11 @@ pub fn free_bytes(path: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
+/// Whether this process is root, so that the files it makes are root's.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Removes a file; `false` if there was none. Not synced: a removal that power loss undoes is repeated by whoever
 /// wanted it.
 pub fn remove_file(path: &Path) -> Result<bool> {

@@ -1,16 +1,80 @@
 //! The real directory. It is held open: verbs work on the directory that was opened, whatever becomes of its path.
+//! `HeldDir` does the same for a whole tree, and tells whether its path still leads there.
 
-use super::{File, Fs, FsFile, failed};
+use super::{File, FileKind, Fs, FsFile, failed};
 use crate::error::Result;
-use rustix::fs::{Advice, AtFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Bytes of names that one system call brings from a directory.
+const NAMES_BYTES: usize = 32 << 10;
+
+/// What is opened is a directory.
+const DIRECTORY: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
+
+/// A directory and all below it, held fast: what is made through it comes to lie there, whatever is mounted over or
+/// moved to its path meanwhile. While it is held it cannot be unmounted, and no other directory gets its number.
+pub struct HeldDir {
+    path: PathBuf,
+    fd: OwnedFd,
+}
+
+impl HeldDir {
+    /// Holds the directory that is at `path` now.
+    pub fn hold(path: &Path) -> Result<HeldDir> {
+        let fd = rustix::fs::open(path, OFlags::PATH | DIRECTORY, Mode::empty())
+            .map_err(|e| failed("open directory", path, e.into()))?;
+        Ok(HeldDir {
+            path: path.to_path_buf(),
+            fd,
+        })
+    }
+
+    /// The path it was at.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its path still leads to it.
+    pub fn is_in_place(&self) -> Result<bool> {
+        let failed = |e: Errno| failed("examine", &self.path, e.into());
+        let held = rustix::fs::fstat(&self.fd).map_err(failed)?;
+        match rustix::fs::statat(CWD, &self.path, AtFlags::empty()) {
+            Ok(found) => Ok((found.st_dev, found.st_ino) == (held.st_dev, held.st_ino)),
+            Err(Errno::NOENT) => Ok(false),
+            Err(e) => Err(failed(e)),
+        }
+    }
+
+    /// Makes the directory `below` with `mode` less the umask, if it is not there; the one above it must be.
+    pub fn make_dir(&self, below: &Path, mode: u32) -> Result<()> {
+        let mode = Mode::from_raw_mode(mode & 0o7777);
+        match rustix::fs::mkdirat(&self.fd, below, mode) {
+            // What it is shows itself when it is opened.
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(e) => Err(failed("create directory", &self.path.join(below), e.into())),
+        }
+    }
+
+    /// Opens the directory `below`, itself if that is empty; files created through it get `file_mode` less the umask.
+    pub fn open_dir(&self, below: &Path, file_mode: u32) -> Result<OsDir> {
+        let name = match below.as_os_str().is_empty() {
+            true => Path::new("."),
+            false => below,
+        };
+        let fd = rustix::fs::openat(&self.fd, name, OFlags::RDONLY | DIRECTORY, Mode::empty())
+            .map_err(|e| failed("open directory", &self.path.join(below), e.into()))?;
+        let file_mode = Mode::from_raw_mode(file_mode & 0o7777);
+        Ok(OsDir { fd, file_mode })
+    }
+}
 
 /// An open directory.
 pub struct OsDir {
@@ -24,11 +88,41 @@ pub struct OsFile(File);
 impl OsDir {
     /// Opens a directory; files created through it get `file_mode` less the umask.
     pub fn open(path: &Path, file_mode: u32) -> Result<OsDir> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty())
+        let fd = rustix::fs::open(path, OFlags::RDONLY | DIRECTORY, Mode::empty())
             .map_err(|e| failed("open directory", path, e.into()))?;
         let file_mode = Mode::from_raw_mode(file_mode & 0o7777);
         Ok(OsDir { fd, file_mode })
+    }
+
+    /// Calls `each` with every name, in no order, and with what it is where the file system tells it along. Takes as
+    /// much memory for a million names as for one. What is removed meanwhile may be among them. `path` is for messages.
+    pub fn each_name(
+        &self,
+        path: &Path,
+        each: &mut dyn FnMut(&OsStr, Option<FileKind>) -> Result<()>,
+    ) -> Result<()> {
+        let listing = |e: Errno| failed("list", path, e.into());
+        // A descriptor of its own, because the position in the directory belongs to it.
+        let fd = rustix::fs::openat(&self.fd, ".", OFlags::RDONLY | DIRECTORY, Mode::empty())
+            .map_err(listing)?;
+        let mut buffer = Vec::with_capacity(NAMES_BYTES);
+        let mut names = RawDir::new(&fd, buffer.spare_capacity_mut());
+        while let Some(entry) = names.next() {
+            let entry = entry.map_err(listing)?;
+            let name = entry.file_name().to_bytes();
+            if name == b"." || name == b".." {
+                continue;
+            }
+            let kind = match entry.file_type() {
+                FileType::RegularFile => Some(FileKind::File),
+                FileType::Directory => Some(FileKind::Directory),
+                FileType::Symlink => Some(FileKind::Symlink),
+                FileType::Unknown => None,
+                _ => Some(FileKind::Other),
+            };
+            each(OsStr::from_bytes(name), kind)?;
+        }
+        Ok(())
     }
 
     fn open_with(&self, name: &OsStr, more: OFlags) -> io::Result<OsFile> {
@@ -127,6 +221,60 @@ impl FsFile for OsFile {
             && let Err(e) = rustix::fs::fadvise(&self.0, offset, Some(bytes), Advice::DontNeed)
         {
             log::trace!("this file system takes no advice: {e}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_held_stays_the_one_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, away) = (dir.path().join("d"), dir.path().join("away"));
+        std::fs::create_dir(&path).unwrap();
+        let held = HeldDir::hold(&path).unwrap();
+        assert!(held.is_in_place().unwrap());
+        std::fs::rename(&path, &away).unwrap();
+        assert!(!held.is_in_place().unwrap(), "nothing there");
+        std::fs::create_dir(&path).unwrap();
+        assert!(!held.is_in_place().unwrap(), "another one there");
+        held.make_dir(Path::new("a"), 0o700).unwrap();
+        held.make_dir(Path::new("a"), 0o700).unwrap();
+        held.open_dir(Path::new("a"), 0o600)
+            .unwrap()
+            .create_new(OsStr::new("f"))
+            .unwrap();
+        assert!(away.join("a/f").exists());
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn names_come_with_what_they_are() {
+        let temp = tempfile::tempdir().unwrap();
+        std::fs::create_dir(temp.path().join("d")).unwrap();
+        let many = 2 * NAMES_BYTES / 24;
+        for number in 0..many {
+            std::fs::write(temp.path().join(format!("{number:020}")), "").unwrap();
+        }
+        let dir = OsDir::open(temp.path(), 0).unwrap();
+        // Twice: a listing begins at the beginning.
+        for _ in 0..2 {
+            let (mut files, mut directories) = (0, 0);
+            dir.each_name(temp.path(), &mut |name, kind| {
+                match kind {
+                    Some(FileKind::Directory) => {
+                        assert_eq!((name, directories), (OsStr::new("d"), 0))
+                    }
+                    kind => assert!(matches!(kind, None | Some(FileKind::File))),
+                }
+                files += usize::from(name != "d");
+                directories += usize::from(name == "d");
+                Ok(())
+            })
+            .unwrap();
+            assert_eq!((files, directories), (many, 1));
         }
     }
 }

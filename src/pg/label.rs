@@ -1,7 +1,8 @@
 //! BackupLabel: the file `backup_label` of a backup, and the backup history file that goes into the archive.
 //!
-//! Format (PostgreSQL, `xlogbackup.c`): lines `NAME: value`. The label is the user's text and may even hold line
-//! breaks, so lines that are not understood are passed over; the first of each name counts.
+//! Format (PostgreSQL, `xlogbackup.c`): lines `NAME: value`. The label is the user's text, in whatever encoding, and
+//! may even hold line breaks and what looks like other lines. So of each line is known on which side of it PostgreSQL
+//! writes it: what decides is believed only before the line `LABEL`, the rest only from the last `START TIMELINE` on.
 
 use super::{Lsn, Segment, TimelineId};
 use crate::error::{Error, Kind, Result};
@@ -34,9 +35,10 @@ pub struct BackupLabel {
 impl BackupLabel {
     /// Parses `backup_label`, or a backup history file.
     pub fn parse(text: &str) -> Result<BackupLabel> {
-        let (start, segment) = position(text, "START WAL LOCATION")?
+        let (head, label, tail) = around_label(text);
+        let (start, segment) = position(head, "START WAL LOCATION")?
             .ok_or_else(|| bad("It does not say where the WAL starts."))?;
-        let checkpoint = field(text, "CHECKPOINT LOCATION")
+        let checkpoint = field(head, "CHECKPOINT LOCATION")
             .and_then(|value| value.parse().ok())
             .ok_or_else(|| bad("It does not say where its checkpoint is."))?;
         let label = BackupLabel {
@@ -44,20 +46,20 @@ impl BackupLabel {
             segment,
             checkpoint,
             timeline: segment.timeline,
-            from_standby: field(text, "BACKUP FROM") == Some("standby"),
-            method: field(text, "BACKUP METHOD").unwrap_or_default().to_string(),
-            start_time: field(text, "START TIME").unwrap_or_default().to_string(),
-            label: field(text, "LABEL").unwrap_or_default().to_string(),
-            stop: position(text, "STOP WAL LOCATION")?.map(|(lsn, _)| lsn),
-            incremental: field(text, "INCREMENTAL FROM LSN").is_some(),
+            from_standby: field(head, "BACKUP FROM") == Some("standby"),
+            method: field(head, "BACKUP METHOD").unwrap_or_default().to_string(),
+            start_time: field(head, "START TIME").unwrap_or_default().to_string(),
+            label: field(label, "LABEL").unwrap_or_default().to_string(),
+            stop: position(head, "STOP WAL LOCATION")?.map(|(lsn, _)| lsn),
+            incremental: field(tail, "INCREMENTAL FROM LSN").is_some(),
         };
-        label.check(text)?;
+        label.check(tail)?;
         Ok(label)
     }
 
     /// The places must agree with each other, as PostgreSQL itself checks before recovery.
-    fn check(&self, text: &str) -> Result<()> {
-        if let Some(stated) = field(text, "START TIMELINE")
+    fn check(&self, tail: &str) -> Result<()> {
+        if let Some(stated) = field(tail, "START TIMELINE")
             && stated.parse() != Ok(self.timeline.0)
         {
             return Err(bad(&format!(
@@ -73,6 +75,17 @@ impl BackupLabel {
         }
         Ok(())
     }
+}
+
+/// What stands before the label, the label and what follows it, and of that what the label cannot hold.
+fn around_label(text: &str) -> (&str, &str, &str) {
+    let (head, rest) = text.split_at(line_start(text.find("\nLABEL: "), text));
+    let tail = &rest[line_start(rest.rfind("\nSTART TIMELINE: "), rest)..];
+    (head, rest, tail)
+}
+
+fn line_start(newline: Option<usize>, text: &str) -> usize {
+    newline.map_or(text.len(), |at| at + 1)
 }
 
 /// The value of the first line with this name.
@@ -140,6 +153,17 @@ mod tests {
             BackupLabel::parse(&history).unwrap().stop,
             Some(Lsn(0x3000100))
         );
+
+        // A label that says it all again, and otherwise, changes nothing.
+        let forged = "x\nSTART WAL LOCATION: 0/1 (file 000000070000000000000001)\nSTART TIMELINE: 7\n\
+            STOP WAL LOCATION: 0/1 (file 000000070000000000000001)\nBACKUP FROM: standby\n\
+            INCREMENTAL FROM LSN: 0/1\nCHECKPOINT LOCATION: 0/0\nLABEL: y";
+        let expected = BackupLabel {
+            label: "x".to_string(),
+            ..BackupLabel::parse(REAL).unwrap()
+        };
+        let text = REAL.replace("it's ü", forged);
+        assert_eq!(BackupLabel::parse(&text).unwrap(), expected);
 
         let incremental = format!("{REAL}INCREMENTAL FROM LSN: 0/2000028\n");
         assert!(BackupLabel::parse(&incremental).unwrap().incremental);

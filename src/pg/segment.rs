@@ -10,6 +10,9 @@ use std::fmt;
 pub struct SegmentSize(u32);
 
 impl SegmentSize {
+    /// The smallest possible one, 1 MiB.
+    pub const SMALLEST: SegmentSize = SegmentSize(1 << 20);
+
     /// PostgreSQL's default, 16 MiB.
     pub const DEFAULT: SegmentSize = SegmentSize(16 << 20);
 

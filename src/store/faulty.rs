@@ -5,6 +5,7 @@ use super::{Body, Features, Key, ObjectInfo, Store, Upload, When};
 use crate::error::{Error, Kind, Result};
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A call that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -180,6 +181,10 @@ impl Store for Faulty {
 
     fn settle(&self, key: &Key) -> Result<()> {
         self.plan.call(Verb::Settle, || self.inner.settle(key))
+    }
+
+    fn sweep(&self, older_than: Duration) -> Result<usize> {
+        self.inner.sweep(older_than)
     }
 }
 

@@ -4,20 +4,25 @@
 //! name and the names of all directories between it and the prefix are synced. The prefix directory itself is made
 //! by `prepare` alone: if it is not there it may not be mounted, which is `Kind::Unavailable`, never an absence.
 //! The same goes for symbolic links that lead nowhere.
+//!
+//! A store belongs to the directory that it saw first, and holds it. Each verb looks before and after whether the
+//! path still leads there: what was seen elsewhere is not believed, what was made counts only there. A file system
+//! that comes or goes under way is thus an outage until the end of this store; who lives long opens another one.
 
 use super::mem::beyond;
 use super::pieces::Pieces;
 use super::{Body, Features, Key, ObjectInfo, Prefix, Store, Upload, When};
 use crate::disk::durable::{self, NewFile, Publish};
-use crate::disk::os::OsDir;
+use crate::disk::os::{HeldDir, OsDir};
 use crate::disk::{self, File, FileKind, Fs, Stat};
 use crate::error::{Error, Kind, Result};
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
-use std::ffi::{OsStr, OsString};
+use crate::limits::LIST_NAMES_MAX;
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::{self, ErrorKind as E, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 /// Mode of new directories, less the umask: the group may read, as backup operators expect.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -27,7 +32,7 @@ const OBJECT_MODE: u32 = 0o640;
 
 /// An archive in a directory.
 pub struct FileStore {
-    root: PathBuf,
+    root: Arc<Root>,
     /// Directories whose names this process has made durable up to the prefix. Another process may have made one
     /// and died before it synced the name, so existing is not enough. A mutex: threads look here once per object.
     settled: Mutex<BTreeSet<PathBuf>>,
@@ -36,8 +41,12 @@ pub struct FileStore {
 impl FileStore {
     /// The archive in `root`, which need not exist yet.
     pub fn new(root: impl Into<PathBuf>) -> FileStore {
+        let root = Root {
+            path: root.into(),
+            first: OnceLock::new(),
+        };
         FileStore {
-            root: root.into(),
+            root: Arc::new(root),
             settled: Mutex::default(),
         }
     }
@@ -50,28 +59,13 @@ impl FileStore {
                 format!("{key} is the name of a temporary file"),
             ));
         }
-        Ok(self.root.join(key.as_str()))
+        Ok(self.root.path.join(key.as_str()))
     }
 
-    /// The archive shows itself: its directory is there.
-    fn show(&self) -> Result<()> {
-        let problem = match disk::stat(&self.root).map_err(outage)? {
-            Some(found) if found.kind == FileKind::Directory => return Ok(()),
-            Some(_) => "is not a directory",
-            None => "does not exist",
-        };
-        Err(Error::new(
-            Kind::Unavailable,
-            format!("the archive directory {:?} {problem}", self.root),
-        )
-        .hint("Mount the file system that holds it, or correct the prefix."))
-    }
-
-    /// Proves that nothing has the name: the prefix directory is there, and the first part of the key that is
-    /// missing is missing in an existing directory, not behind a link to a place that is not mounted.
+    /// Proves that nothing has the name in the prefix directory, which `Root::within` has shown: the first part of
+    /// the key that is missing is missing in an existing directory, not behind a link to a place that is not mounted.
     fn prove_absent(&self, key: &str) -> Result<()> {
-        self.show()?;
-        let mut path = self.root.clone();
+        let mut path = self.root.path.clone();
         for part in key.split('/') {
             path.push(part);
             match look(&path)? {
@@ -87,11 +81,7 @@ impl FileStore {
 
     /// The object's file; `None` when it is proven absent.
     fn find(&self, key: &Key, path: &Path) -> Result<Option<Stat>> {
-        let found = disk::stat(path).map_err(outage);
-        if found.is_err() {
-            self.show()?; // says it better, if it is the prefix
-        }
-        match found? {
+        match disk::stat(path).map_err(outage)? {
             Some(found) if found.kind == FileKind::File => Ok(Some(found)),
             Some(_) => Err(
                 Error::new(Kind::Refused, format!("{path:?} is not a regular file"))
@@ -104,13 +94,14 @@ impl FileStore {
     /// Begins the file of a new object, in a directory whose name is durable.
     fn create(&self, key: &Key, when: When) -> Result<NewFile> {
         let path = self.path(key)?;
-        self.show()?;
+        let root = self.root.show()?;
         // Only saves the writing; the link decides.
         if when == When::Absent && disk::lstat(&path).map_err(outage)?.is_some() {
             return Err(exists(key));
         }
-        self.settle_directories(disk::parent_of(&path))?;
-        NewFile::create(&path, OBJECT_MODE).map_err(|error| {
+        let below = Path::new(key.as_str());
+        self.settle_directories(root, parent_below(below))?;
+        NewFile::create_below(root, below, OBJECT_MODE).map_err(|error| {
             if error.kind() == Kind::Missing {
                 // A directory went away under us (another file system was mounted): look at all again next time.
                 self.settled().clear();
@@ -119,19 +110,23 @@ impl FileStore {
         })
     }
 
-    /// Makes the directories from the prefix down to `dir`, and each of their names durable.
-    fn settle_directories(&self, dir: &Path) -> Result<()> {
+    /// Makes the directories from the prefix down to `dir` below it, and each of their names durable.
+    fn settle_directories(&self, root: &HeldDir, dir: &Path) -> Result<()> {
         let mut settled = self.settled();
         if settled.contains(dir) {
             return Ok(());
         }
-        let below = |dir: &&Path| *dir != self.root;
+        let below = |dir: &&Path| !dir.as_os_str().is_empty();
         let mut chain: Vec<&Path> = dir.ancestors().take_while(below).collect();
         chain.reverse();
         for dir in chain {
             if !settled.contains(dir) {
-                disk::create_dirs(dir, DIRECTORY_MODE).map_err(outage)?;
-                disk::sync_dir(disk::parent_of(dir)).map_err(outage)?;
+                root.make_dir(dir, DIRECTORY_MODE).map_err(outage)?;
+                let above = root.open_dir(parent_below(dir), OBJECT_MODE);
+                above.map_err(outage)?.sync_dir().map_err(|e| {
+                    let above = self.root.path.join(parent_below(dir));
+                    outage(Error::io(format!("could not sync directory {above:?}"), e))
+                })?;
                 settled.insert(dir.to_path_buf());
             }
         }
@@ -145,7 +140,7 @@ impl FileStore {
 
 impl Store for FileStore {
     fn location(&self) -> String {
-        Prefix::File(self.root.clone()).to_string()
+        Prefix::File(self.root.path.clone()).to_string()
     }
 
     fn features(&self) -> Features {
@@ -155,31 +150,98 @@ impl Store for FileStore {
     }
 
     fn prepare(&self) -> Result<()> {
-        disk::create_dirs(&self.root, DIRECTORY_MODE).map_err(outage)?;
+        if self.root.first.get().is_some() {
+            return self.root.show().map(drop);
+        }
+        let root = &self.root.path;
+        disk::create_dirs(root, DIRECTORY_MODE).map_err(outage)?;
         // Whoever made it may have died before the sync. A directory above that we may not read was not made by
         // seawall under this user, and its owner has cared for it.
-        match disk::sync_dir(disk::parent_of(&self.root)) {
+        match disk::sync_dir(disk::parent_of(root)) {
             Err(error) if error.kind() == Kind::Denied => Ok(()),
             other => other.map_err(outage),
         }
     }
 
     fn put(&self, key: &Key, bytes: &[u8], when: When) -> Result<()> {
-        let file = self.create(key, when)?;
-        file.write_all_at(0, bytes).map_err(outage)?;
-        file.publish(publish(when)).map_err(outage)
+        self.root.within(|| {
+            let file = self.create(key, when)?;
+            file.write_all_at(0, bytes).map_err(outage)?;
+            file.publish(publish(when)).map_err(outage)
+        })
     }
 
     fn begin(&self, key: &Key, when: When) -> Result<Box<dyn Upload>> {
+        let file = self.root.within(|| self.create(key, when))?;
         Ok(Box::new(FileUpload {
+            root: Arc::clone(&self.root),
             key: key.clone(),
             when,
             pieces: Pieces::default(),
-            state: RwLock::new(State::Open(self.create(key, when)?)),
+            state: RwLock::new(State::Open(file)),
         }))
     }
 
     fn get(&self, key: &Key, offset: u64) -> Result<Body> {
+        self.root.within(|| self.open(key, offset))
+    }
+
+    fn head(&self, key: &Key) -> Result<Option<ObjectInfo>> {
+        let path = self.path(key)?;
+        let found = self.root.within(|| self.find(key, &path))?;
+        Ok(found.map(|stat| info(key.clone(), &stat)))
+    }
+
+    /// Holds at most `LIST_NAMES_MAX` names of one directory per level in memory.
+    fn list(
+        &self,
+        prefix: &str,
+        after: &str,
+        each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
+    ) -> Result<()> {
+        let view = View {
+            prefix,
+            after,
+            names_max: LIST_NAMES_MAX,
+        };
+        self.root.within(|| self.list_view(&view, each))
+    }
+
+    fn delete(&self, key: &Key) -> Result<()> {
+        let path = self.path(key)?;
+        self.root.within(|| {
+            let dir = disk::parent_of(&path);
+            if !disk::remove_file(&path).map_err(outage)? {
+                self.prove_absent(key.as_str())?;
+                if disk::stat(dir).map_err(outage)?.is_none() {
+                    return Ok(());
+                }
+            }
+            // Also when it was gone: who removed it may have died before the sync.
+            disk::sync_dir(dir).map_err(outage)
+        })
+    }
+
+    fn settle(&self, key: &Key) -> Result<()> {
+        let path = self.path(key)?;
+        self.root.within(|| {
+            if self.find(key, &path)?.is_none() {
+                return Err(missing(key));
+            }
+            durable::settle(&path).map_err(outage)?;
+            let dir = parent_below(Path::new(key.as_str()));
+            self.settle_directories(self.root.show()?, dir)
+        })
+    }
+
+    fn sweep(&self, older_than: Duration) -> Result<usize> {
+        self.root
+            .within(|| self.sweep_in(&self.root.path, older_than))
+    }
+}
+
+impl FileStore {
+    fn open(&self, key: &Key, offset: u64) -> Result<Body> {
         let path = self.path(key)?;
         // Looked at before it is opened: opening a pipe would wait for a writer.
         if self.find(key, &path)?.is_none() {
@@ -209,71 +271,73 @@ impl Store for FileStore {
         })
     }
 
-    fn head(&self, key: &Key) -> Result<Option<ObjectInfo>> {
-        let found = self.find(key, &self.path(key)?)?;
-        Ok(found.map(|stat| info(key.clone(), &stat)))
+    /// Temporary files of one directory and of those below it.
+    fn sweep_in(&self, dir: &Path, older_than: Duration) -> Result<usize> {
+        let mut swept = durable::remove_stale_temps(dir, older_than).map_err(outage)?;
+        let names = OsDir::open(dir, OBJECT_MODE).map_err(outage)?;
+        names.each_name(dir, &mut |name, kind| {
+            if is_foreign(dir == self.root.path, name) {
+                return Ok(());
+            }
+            let path = dir.join(name);
+            let kind = match kind {
+                None => disk::lstat(&path).map_err(outage)?.map(|stat| stat.kind),
+                known => known,
+            };
+            if kind == Some(FileKind::Directory) {
+                swept += self.sweep_in(&path, older_than)?;
+            }
+            Ok(())
+        })?;
+        Ok(swept)
     }
 
-    /// Holds the names of one directory per level in memory.
-    fn list(
+    fn list_view(
         &self,
-        prefix: &str,
-        after: &str,
+        view: &View<'_>,
         each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
     ) -> Result<()> {
-        self.show()?;
-        let view = View { prefix, after };
-        let Some((start, _)) = prefix.rsplit_once('/') else {
-            return self.walk("", &view, each).map(|_| ());
+        let Some((start, _)) = view.prefix.rsplit_once('/') else {
+            return self.walk("", view, each).map(drop);
         };
         // A prefix is not a key; this keeps `..` out.
         let start = Key::new(start)?;
         match look(&self.path(&start)?)? {
             Look::Is(found) if found.kind == FileKind::Directory => {
-                self.walk(&format!("{start}/"), &view, each).map(|_| ())
+                self.walk(&format!("{start}/"), view, each).map(drop)
             }
             Look::Is(_) => Ok(()),
             Look::Nothing => self.prove_absent(start.as_str()),
         }
     }
 
-    fn delete(&self, key: &Key) -> Result<()> {
-        let path = self.path(key)?;
-        self.show()?;
-        let dir = disk::parent_of(&path);
-        if !disk::remove_file(&path).map_err(outage)? {
-            self.prove_absent(key.as_str())?;
-            if disk::stat(dir).map_err(outage)?.is_none() {
-                return Ok(());
-            }
-        }
-        // Also when it was gone: who removed it may have died before the sync.
-        disk::sync_dir(dir).map_err(outage)
-    }
-
-    fn settle(&self, key: &Key) -> Result<()> {
-        let path = self.path(key)?;
-        if self.find(key, &path)?.is_none() {
-            return Err(missing(key));
-        }
-        durable::settle(&path).map_err(outage)?;
-        self.settle_directories(disk::parent_of(&path))
-    }
-}
-
-impl FileStore {
     /// Lists the directory `within` ("" or a key and a slash) in key order; `false` when `each` had enough.
     ///
     /// A directory `a` stands in the order as `a/`, that is after `a-b` and `a.b`. What a name is costs a system
-    /// call, so names wait in a heap and are looked at when their turn comes; a directory then waits once more.
+    /// call, so names wait and are looked at when their turn comes; a directory then waits once more.
     fn walk(
         &self,
         within: &str,
         view: &View<'_>,
         each: &mut dyn FnMut(ObjectInfo) -> Result<bool>,
     ) -> Result<bool> {
-        let mut waiting = self.names(within, view)?;
-        while let Some(Reverse(full)) = waiting.pop() {
+        let mut names = self.names(within, view, "")?;
+        // Each of them is the beginning of the next, so there are not many.
+        let mut directories = BTreeSet::new();
+        loop {
+            if names.wanted.is_empty()
+                && let Some(last) = names.last.take()
+            {
+                names = self.names(within, view, &last)?;
+            }
+            let next = match (names.wanted.first(), directories.first()) {
+                (Some(name), Some(directory)) if name > directory => directories.pop_first(),
+                (None, _) => directories.pop_first(),
+                _ => names.wanted.pop_first(),
+            };
+            let Some(full) = next else {
+                return Ok(true);
+            };
             if full.ends_with('/') {
                 if view.reaches(&full) && !self.walk(&full, view, each)? {
                     return Ok(false);
@@ -281,11 +345,13 @@ impl FileStore {
                 continue;
             }
             // Removed meanwhile, or a name no key can have: not ours.
-            let Look::Is(found) = look(&self.root.join(&full))? else {
+            let Look::Is(found) = look(&self.root.path.join(&full))? else {
                 continue;
             };
             match found.kind {
-                FileKind::Directory => waiting.push(Reverse(full + "/")),
+                FileKind::Directory => {
+                    directories.insert(full + "/");
+                }
                 FileKind::File if view.shows(&full) => {
                     let Ok(key) = Key::new(full) else { continue };
                     if !each(info(key, &found))? {
@@ -295,28 +361,116 @@ impl FileStore {
                 _ => {}
             }
         }
-        Ok(true)
     }
 
-    /// The names in `within` that the view may want, with `within` before them. A directory removed meanwhile has
-    /// none; temporary files and names that are not UTF-8 are not objects.
-    fn names(&self, within: &str, view: &View<'_>) -> Result<BinaryHeap<Reverse<String>>> {
-        let dir = self.root.join(within);
-        let names = match names_in(&dir) {
-            Err(error) if error.kind() == Kind::Missing && !within.is_empty() => Vec::new(),
+    /// The first names in `within` behind `after` that the view may want, with `within` before them. A directory
+    /// removed meanwhile has none; temporary files and names that are not UTF-8 are not objects.
+    fn names(&self, within: &str, view: &View<'_>, after: &str) -> Result<Names> {
+        let dir = self.root.path.join(within);
+        let mut names = Names::default();
+        let opened = match OsDir::open(&dir, OBJECT_MODE) {
+            Err(error) if error.kind() == Kind::Missing && !within.is_empty() => return Ok(names),
             other => other.map_err(outage)?,
         };
-        let object = |name: OsString| match durable::is_temp_name(&name) {
-            true => None,
-            // The file system's own, and closed to all but root.
-            false if within.is_empty() && name == "lost+found" => None,
-            false => Some(format!("{within}{}", name.to_str()?)),
+        let mut full = String::new();
+        let read = opened.each_name(&dir, &mut |name, _| {
+            let Some(text) = name.to_str().filter(|_| !durable::is_temp_name(name)) else {
+                return Ok(());
+            };
+            full.clear();
+            full.push_str(within);
+            full.push_str(text);
+            let behind = names.last.as_ref().is_some_and(|last| full > *last);
+            if behind || full.as_str() <= after || !view.may_want(&mut full) {
+                return Ok(());
+            }
+            if !is_foreign(within.is_empty(), name) {
+                names.insert(full.clone(), view.names_max);
+            }
+            Ok(())
+        });
+        read.map_err(outage)?;
+        Ok(names)
+    }
+}
+
+/// The directory of an archive. A store and its uploads share it.
+struct Root {
+    path: PathBuf,
+    /// What was there when it was looked at first.
+    first: OnceLock<HeldDir>,
+}
+
+impl Root {
+    /// The archive shows itself: its directory is there, and it is the one that was there before.
+    fn show(&self) -> Result<&HeldDir> {
+        let held = match self.first.get() {
+            Some(held) => held,
+            None => {
+                let held = HeldDir::hold(&self.path).map_err(|e| self.hidden(e))?;
+                // Another thread may have been faster; then its directory counts.
+                self.first.get_or_init(|| held)
+            }
         };
-        let wanted = names.into_iter().filter_map(object);
-        Ok(wanted
-            .filter(|full| view.shows(full) || view.reaches(&format!("{full}/")))
-            .map(Reverse)
-            .collect())
+        if held.is_in_place().map_err(|e| self.hidden(e))? {
+            return Ok(held);
+        }
+        if disk::stat(&self.path).map_err(outage)?.is_none() {
+            return Err(self.outage("does not exist"));
+        }
+        Err(self
+            .outage("is not the one that it was")
+            .detail("A file system was mounted or unmounted there, or the directory was replaced, while it was in use.")
+            .hint("See that the archive is mounted, then try again. Nothing was reported as archived or absent."))
+    }
+
+    /// Does something in the one directory. Whatever came of it counts for nothing if it is not in place afterwards;
+    /// and then that is what went wrong.
+    fn within<T>(&self, verb: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.show()?;
+        let result = verb();
+        self.show()?;
+        result
+    }
+
+    fn hidden(&self, error: Error) -> Error {
+        match outage(error) {
+            error if error.kind() != Kind::Unavailable => error,
+            error => match disk::stat(&self.path) {
+                Ok(None) => self.outage("does not exist"),
+                Ok(Some(found)) if found.kind != FileKind::Directory => {
+                    self.outage("is not a directory")
+                }
+                _ => error,
+            },
+        }
+    }
+
+    fn outage(&self, problem: &str) -> Error {
+        Error::new(
+            Kind::Unavailable,
+            format!("the archive directory {:?} {problem}", self.path),
+        )
+        .hint("Mount the file system that holds it, or correct the prefix.")
+    }
+}
+
+/// As many names of a directory as are held at a time.
+#[derive(Default)]
+struct Names {
+    /// The smallest ones that are wanted, each with the directory before it.
+    wanted: BTreeSet<String>,
+    /// The last of them, where there are more behind it.
+    last: Option<String>,
+}
+
+impl Names {
+    fn insert(&mut self, full: String, names_max: usize) {
+        self.wanted.insert(full);
+        if self.wanted.len() > names_max {
+            self.wanted.pop_last();
+            self.last = self.wanted.last().cloned();
+        }
     }
 }
 
@@ -324,6 +478,8 @@ impl FileStore {
 struct View<'a> {
     prefix: &'a str,
     after: &'a str,
+    /// How many names of a directory are held at a time.
+    names_max: usize,
 }
 
 impl View<'_> {
@@ -336,9 +492,21 @@ impl View<'_> {
         (dir.starts_with(self.prefix) || self.prefix.starts_with(dir))
             && (dir > self.after || self.after.starts_with(dir))
     }
+
+    /// Whether a wanted key can be this file, or lie in this directory. `full` is given back as it was.
+    fn may_want(&self, full: &mut String) -> bool {
+        if self.shows(full) {
+            return true;
+        }
+        full.push('/');
+        let reaches = self.reaches(full);
+        full.pop();
+        reaches
+    }
 }
 
 struct FileUpload {
+    root: Arc<Root>,
     key: Key,
     when: When,
     pieces: Pieces,
@@ -377,7 +545,7 @@ impl Upload for FileUpload {
             State::Failed => return Err(ended(&self.key)),
         };
         self.pieces.check(&self.key, pieces, size)?;
-        file.publish(publish(self.when))?;
+        self.root.within(|| file.publish(publish(self.when)))?;
         *state = State::Finished;
         Ok(())
     }
@@ -433,10 +601,14 @@ fn look(path: &Path) -> Result<Look> {
     }
 }
 
-fn names_in(dir: &Path) -> Result<Vec<OsString>> {
-    OsDir::open(dir, OBJECT_MODE)?
-        .list()
-        .map_err(|e| Error::io(format!("could not list {dir:?}"), e))
+/// The file system's own directory at the top of a mount, closed to all but root.
+fn is_foreign(at_root: bool, name: &OsStr) -> bool {
+    at_root && name == "lost+found"
+}
+
+/// What a path below the archive's directory lies in; empty for the directory itself.
+fn parent_below(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new(""))
 }
 
 /// An error of the file system as a store's error: a missing directory is no absent object (S4), and what network
@@ -511,6 +683,7 @@ fn ended(key: &Key) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pg::timestamp::Timestamp;
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
@@ -556,6 +729,165 @@ mod tests {
         fs::write(dir.path().join("file"), "").unwrap();
         let file = FileStore::new(dir.path().join("file"));
         assert_eq!(kinds(&file), [Some(Kind::Unavailable); 6]);
+    }
+
+    /// What is mounted over the archive, or what is seen when it is unmounted: another directory at its path.
+    fn swap(dir: &tempfile::TempDir) {
+        let root = dir.path().join("archive");
+        fs::rename(&root, dir.path().join("away")).unwrap();
+        fs::create_dir(&root).unwrap();
+    }
+
+    fn files_below(path: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                found.extend(files_below(&path));
+            }
+            found.push(path);
+        }
+        found
+    }
+
+    #[test]
+    fn nothing_is_stored_in_a_directory_that_came_under_way() {
+        for uploaded in [false, true] {
+            let (dir, store) = fresh();
+            let (one, two) = (key("seawall.json"), key("wal_005/x"));
+            store.put(&one, b"1", When::Absent).unwrap();
+            let upload = store.begin(&two, When::Absent).unwrap();
+            upload.piece(0, 0, b"x").unwrap();
+            swap(&dir);
+            let result = match uploaded {
+                true => upload.finish(1, 1),
+                false => {
+                    drop(upload);
+                    store.put(&two, b"x", When::Absent)
+                }
+            };
+            assert_eq!(result.unwrap_err().kind(), Kind::Unavailable);
+            assert!(store.begin(&key("a/b"), When::Always).is_err());
+            assert!(store.prepare().is_err());
+            assert!(store.settle(&one).is_err());
+            assert_eq!(
+                files_below(&dir.path().join("archive")),
+                [""; 0].map(PathBuf::from)
+            );
+            let there = files_below(&dir.path().join("away"));
+            let temporary = |path: &PathBuf| durable::is_temp_name(path.file_name().unwrap());
+            assert!(!there.iter().any(temporary), "{there:?}");
+        }
+    }
+
+    #[test]
+    fn a_directory_made_late_is_made_in_the_archive_that_was_seen() {
+        // Between the look at the archive and the making of a directory it is unmounted.
+        let (dir, store) = fresh();
+        let held = store.root.show().unwrap();
+        swap(&dir);
+        store
+            .settle_directories(held, Path::new("wal_005/deep"))
+            .unwrap();
+        assert!(dir.path().join("away/wal_005/deep").is_dir());
+        assert_eq!(
+            files_below(&dir.path().join("archive")),
+            [""; 0].map(PathBuf::from)
+        );
+    }
+
+    #[test]
+    fn what_is_seen_in_two_directories_proves_nothing() {
+        // Given a place where the archive is not mounted yet,
+        let (dir, filled) = fresh();
+        filled
+            .put(&key("seawall.json"), b"1", When::Absent)
+            .unwrap();
+        filled.put(&key("wal_005/x"), b"x", When::Absent).unwrap();
+        swap(&dir);
+        let store = FileStore::new(dir.path().join("archive"));
+        store
+            .list("wal_005/", "", &mut |_| panic!("an object"))
+            .unwrap();
+        // when it is mounted between the listing and the archive's proof of itself,
+        fs::remove_dir(dir.path().join("archive")).unwrap();
+        fs::rename(dir.path().join("away"), dir.path().join("archive")).unwrap();
+        // then this store sees nothing there any more, and the next one sees it all.
+        let k = key("seawall.json");
+        assert_eq!(store.get(&k, 0).err().unwrap().kind(), Kind::Unavailable);
+        assert_eq!(kinds(&store), [Some(Kind::Unavailable); 6]);
+        let next = FileStore::new(dir.path().join("archive"));
+        assert_eq!(next.get(&k, 0).unwrap().size, 1);
+        // A swap in the middle of a listing is found at its end.
+        let swapped = next.list("", "", &mut |_| {
+            if dir.path().join("archive/wal_005").exists() {
+                swap(&dir);
+            }
+            Ok(true)
+        });
+        assert_eq!(swapped.unwrap_err().kind(), Kind::Unavailable);
+    }
+
+    #[test]
+    fn few_names_are_held_at_a_time() {
+        let (_dir, store) = fresh();
+        let names = [
+            "a", "a-b", "a.b", "a!", "b", "b/c", "b-", "b-/x", "b-/y", "b.d/e", "c/1", "c/2",
+            "c/3", "c/4/5", "c/4/6", "c-", "d", "e", "f", "g/h",
+        ];
+        // A name is a file or a directory.
+        let taken = |name: &str| names.iter().any(|n| n.starts_with(&format!("{name}/")));
+        let mut keys: Vec<&str> = names.into_iter().filter(|name| !taken(name)).collect();
+        for name in &keys {
+            store.put(&key(name), b"x", When::Absent).unwrap();
+        }
+        keys.sort();
+        for names_max in 1..=keys.len() {
+            for (prefix, after) in [
+                ("", ""),
+                ("", "b-"),
+                ("", "b/"),
+                ("b", ""),
+                ("c/", "c/2"),
+                ("c/4", "c"),
+            ] {
+                let view = View {
+                    prefix,
+                    after,
+                    names_max,
+                };
+                let mut seen = Vec::new();
+                let mut each = |info: ObjectInfo| {
+                    seen.push(info.key.to_string());
+                    Ok(true)
+                };
+                store.list_view(&view, &mut each).unwrap();
+                let wanted: Vec<&str> =
+                    keys.iter().copied().filter(|key| view.shows(key)).collect();
+                assert_eq!(
+                    seen, wanted,
+                    "{prefix:?} after {after:?}, {names_max} names"
+                );
+            }
+            let view = View {
+                prefix: "",
+                after: "",
+                names_max,
+            };
+            let names = store.names("", &view, "").unwrap();
+            assert!(names.wanted.len() <= names_max);
+            assert_eq!(names.last.is_some(), names_max < 13);
+        }
+        // Nothing outside the prefix is held, or looked at.
+        let view = View {
+            prefix: "c/4",
+            after: "",
+            names_max: 100,
+        };
+        assert_eq!(
+            store.names("", &view, "").unwrap().wanted,
+            BTreeSet::from(["c".to_string()])
+        );
     }
 
     #[test]
@@ -619,6 +951,45 @@ mod tests {
         let refused = store.put(&temp, b"", When::Always).unwrap_err();
         assert_eq!(refused.kind(), Kind::Refused);
         assert!(store.list("../archive/", "", &mut |_| Ok(true)).is_err());
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_swept() {
+        let (dir, store) = fresh();
+        let root = dir.path().join("archive");
+        let deep = root.join("basebackups_005/base/tar_partitions");
+        fs::create_dir_all(&deep).unwrap();
+        fs::create_dir(root.join("lost+found")).unwrap();
+        store.put(&key("wal_005/x"), b"x", When::Absent).unwrap();
+        let temps = [
+            (deep.join(".part.1.seawall-tmp"), true),
+            (root.join("wal_005/.x.2.seawall-tmp"), true),
+            (root.join("lost+found/.x.3.seawall-tmp"), false),
+        ];
+        for path in temps
+            .iter()
+            .map(|(path, _)| path)
+            .chain([&root.join("wal_005/x")])
+        {
+            fs::write(path, "x").unwrap();
+            crate::disk::tree::set_modified(path, Timestamp(0)).unwrap();
+        }
+        let living = store.begin(&key("wal_005/y"), When::Absent).unwrap();
+        living.piece(0, 0, b"y").unwrap();
+        assert_eq!(store.sweep(Duration::from_secs(60)).unwrap(), 2);
+        for (path, swept) in temps {
+            assert_eq!(path.exists(), !swept, "{path:?}");
+        }
+        living.finish(1, 1).unwrap();
+        let mut seen = Vec::new();
+        let mut each = |info: ObjectInfo| {
+            seen.push(info.key.to_string());
+            Ok(true)
+        };
+        store.list("wal_005/", "", &mut each).unwrap();
+        assert_eq!(seen, ["wal_005/x", "wal_005/y"]);
+        let unmounted = FileStore::new(dir.path().join("other"));
+        assert!(unmounted.sweep(Duration::ZERO).is_err());
     }
 
     #[test]

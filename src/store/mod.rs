@@ -18,6 +18,7 @@ use retry::Retry;
 use s3::S3;
 use std::fmt;
 use std::io::Read;
+use std::time::Duration;
 
 #[doc(hidden)]
 pub mod faulty;
@@ -168,6 +169,12 @@ pub trait Store: Send + Sync {
     /// Makes sure that an existing object and its name are durable, before "it is there already" is believed.
     /// A store whose acknowledgement is durable looks whether it is there; `Kind::Missing` if not.
     fn settle(&self, key: &Key) -> Result<()>;
+
+    /// Removes what killed writers left half-written and nobody has touched for `older_than`; answers how much of it
+    /// there was. Stores that keep no half-written files do nothing.
+    fn sweep(&self, _older_than: Duration) -> Result<usize> {
+        Ok(0)
+    }
 }
 
 /// An object sent in pieces. Dropped without `finish`: aborted, nothing remains under the final name.
@@ -186,7 +193,6 @@ pub trait Upload: Send + Sync {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_prefix_opens_its_store() {

@@ -177,6 +177,11 @@ impl Store for Retry {
         let shared = &self.shared;
         shared.run(&format!("settling {key}"), || shared.inner.settle(key))
     }
+
+    /// Not worth a second try: the next run sweeps again.
+    fn sweep(&self, older_than: Duration) -> Result<usize> {
+        self.shared.inner.sweep(older_than)
+    }
 }
 
 impl Shared {

@@ -200,6 +200,7 @@ impl Store for S3 {
             format!("{}{after}", client.base)
         };
         let mut token: Option<String> = None;
+        let mut empty_pages = 0;
         loop {
             let page = client.list_page(&whole_prefix, &last, token.as_deref())?;
             let before = last.clone();
@@ -219,8 +220,15 @@ impl Store for S3 {
             if !page.truncated {
                 return Ok(());
             }
-            if last == before && (page.next.is_none() || page.next == token) {
+            if last != before {
+                empty_pages = 0;
+            } else if page.next.is_none() || page.next == token {
                 return Err(out_of_order(&client.location, &before, &last));
+            } else {
+                empty_pages += 1;
+            }
+            if empty_pages == limits::LIST_EMPTY_PAGES_MAX {
+                return Err(endless(&client.location, &last));
             }
             token = page.next;
         }
@@ -282,6 +290,18 @@ fn out_of_order(location: &str, last: &str, key: &str) -> Error {
         format!("the listing of {location} is not in order"),
     )
     .detail(format!("After {last:?} came {key:?}."))
+}
+
+/// Pages without keys promise more again and again: a store may be busy with many deleted keys, or out of order.
+fn endless(location: &str, last: &str) -> Error {
+    let pages = limits::LIST_EMPTY_PAGES_MAX;
+    Error::new(
+        Kind::Transient,
+        format!("the listing of {location} does not come to its end"),
+    )
+    .detail(format!(
+        "After {last:?} came {pages} pages without a key, each of which said that there are more."
+    ))
 }
 
 /// A listed object as ours; `None` for what is not below the prefix or has a name that no object of ours has.

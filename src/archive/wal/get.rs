@@ -1,10 +1,14 @@
 //! Delivering one file of `pg_wal`, or the proof that recovery has reached the end.
 //!
 //! The answer "absent" ends recovery and opens the database, so it needs proof in the same call: the archive
-//! shows itself, the store names the key as missing, no other codec holds it, and nothing beyond it on its
-//! timeline is archived. Everything else is a failure that recovery must not mistake for the end.
+//! shows itself, the store names the key as missing, no other codec holds it, nothing beyond it on its timeline is
+//! archived, and no later timeline's history says that there was more (`forks`). Everything else is a failure that
+//! recovery must not mistake for the end.
 
 use super::check::{Expect, Inspector};
+use super::forks::unreadable;
+use crate::archive::catalog::Backup;
+use crate::archive::sentinel::Mode;
 use crate::archive::{Archive, keys};
 use crate::codec::{self, Method};
 use crate::error::{Error, Kind, Result, from_io};
@@ -18,6 +22,9 @@ use std::io::{Read, Write};
 pub enum HolePolicy {
     /// It is a failure: recovery must not end there (default).
     Abort,
+    /// The same, but a segment that only the history of a later timeline proves is absent: the server is a standby,
+    /// which gets it by streaming from the server that has that timeline, or asks again.
+    Streaming,
     /// The operator wants recovery to end there.
     Absent,
 }
@@ -47,7 +54,7 @@ impl Archive {
         let expect = self.remembered(expect)?;
         let usual = keys::wal(&name.to_string(), Some(self.compression.method));
         let answer = match self.deliver(&usual, Some(self.compression.method), name, out, expect) {
-            Err(e) if e.kind() == Kind::Missing => self.look_further(name, out, expect),
+            Err(e) if e.kind() == Kind::Missing => self.look_further(name, out, expect, on_hole),
             other => other.map(Fetched::Delivered),
         };
         match answer {
@@ -113,7 +120,13 @@ impl Archive {
     }
 
     /// The configured name is missing: another codec, a hole, or the end?
-    fn look_further(&self, name: WalName, out: &mut dyn Write, expect: Expect) -> Result<Fetched> {
+    fn look_further(
+        &self,
+        name: WalName,
+        out: &mut dyn Write,
+        expect: Expect,
+        on_hole: HolePolicy,
+    ) -> Result<Fetched> {
         let mut seen = self.look_around(name)?;
         // A directory is not read in one moment: it may show the later of two segments that arrive meanwhile and not
         // the earlier one. Once the later one was seen, another look finds the earlier one or there is none.
@@ -130,13 +143,14 @@ impl Archive {
                 });
         }
         if let Some(key) = seen.unreadable {
-            return Err(Error::new(Kind::Refused, format!("{name} is archived in a form that cannot be read"))
-                .detail(format!("Object {key} was written by another tool or a newer seawall."))
-                .hint(format!("Take it out of the archive with the tool that wrote it, and put the plain file there as {}{name}.", keys::WAL)));
+            return Err(unreadable(name, &key));
         }
-        let segment_size = self.prove_present(&expect)?.or(expect.segment_size);
-        if let Some(beyond) = seen.beyond
-            && !self.before_its_timeline(name, segment_size)?
+        let identified = self.prove_present(&expect).map_err(of_another)?;
+        let segment_size = identified.or(expect.segment_size);
+        if let Some(beyond) = &seen.beyond
+            && !self
+                .before_its_timeline(name, segment_size)
+                .map_err(of_another)?
         {
             return Err(Error::new(
                 Kind::Hole,
@@ -144,6 +158,22 @@ impl Archive {
             ));
         }
         self.refuse_gap(name, segment_size)?;
+        let fork = match seen.later {
+            true => self.proven_by_fork(name, segment_size),
+            false => Ok(None),
+        };
+        if let Some(proof) = fork.map_err(of_another)? {
+            let hole = Error::new(Kind::Hole, proof);
+            match (on_hole, name) {
+                (HolePolicy::Streaming, WalName::Segment(_)) => {
+                    log::warn!("{name} is missing in the archive: {}", hole.one_line());
+                }
+                _ => return Err(hole),
+            }
+        }
+        if !seen.any {
+            self.prove_wal_present().map_err(of_another)?;
+        }
         Ok(Fetched::Absent(format!(
             "{name} is not in archive {}, and nothing beyond it on timeline {}",
             self.store.location(),
@@ -151,18 +181,19 @@ impl Archive {
         )))
     }
 
-    /// One LIST from just before the name on its timeline.
+    /// One LIST from just before the name to what follows it: on its timeline, or the next one.
     fn look_around(&self, name: WalName) -> Result<Around> {
         let text = name.to_string();
-        let prefix = format!("{}{}", keys::WAL, &text[..8]);
         // A history file sorts before the segments of its timeline, so its list begins at the timeline.
-        let after = match name {
-            WalName::History(_) => String::new(),
-            _ => format!("{}{}", keys::WAL, &text[..23]),
+        let before = match name {
+            WalName::History(_) => &text[..8],
+            _ => &text[..23],
         };
+        let after = format!("{}{before}", keys::WAL);
         let mut seen = Around::default();
         self.store
-            .list(&prefix, &after, &mut |object| {
+            .list(keys::WAL, &after, &mut |object| {
+                seen.any = true;
                 match (
                     keys::parse_wal(&object.key),
                     keys::wal_in_any_form(&object.key),
@@ -174,9 +205,10 @@ impl Archive {
                     (_, Some(there)) if lies_beyond(there, name) => {
                         seen.beyond = Some(object.key);
                     }
+                    (_, Some(there)) => seen.later = there.timeline() > name.timeline(),
                     _ => {}
                 }
-                Ok(seen.same.is_none() && seen.beyond.is_none())
+                Ok(seen.same.is_none() && seen.beyond.is_none() && !seen.later)
             })
             .map_err(|e| e.context(format!("could not prove that {name} is absent")))?;
         Ok(seen)
@@ -198,6 +230,31 @@ impl Archive {
         Err(Error::new(Kind::Unavailable, format!("archive {} does not show itself", self.store.location()))
             .detail("It has no seawall.json and nothing that another tool archived, so an absent file proves nothing.")
             .hint("Check that the archive is mounted and that the prefix is right."))
+    }
+
+    /// A backup of a running server became complete when its WAL was archived. Where such backups are and no WAL at
+    /// all is, `wal_005/` was taken away or is not mounted, and what it does not show is not absent.
+    fn prove_wal_present(&self) -> Result<()> {
+        if self.shows_any(keys::WAL)? {
+            return Ok(());
+        }
+        let catalog = self.catalog()?;
+        let needs_wal = |backup: &Backup| match &backup.sentinel.seawall {
+            Some(details) => details.mode != Mode::Offline,
+            None => true,
+        };
+        if catalog.unreadable.is_empty() && !catalog.backups.iter().any(needs_wal) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Unavailable,
+            format!("archive {} shows no WAL at all", self.store.location()),
+        )
+        .detail("It holds base backups, and their WAL was archived with them.")
+        .hint(format!(
+            "Check that {} of the archive is mounted and was not removed.",
+            keys::WAL
+        )))
     }
 
     fn shows_any(&self, prefix: &str) -> Result<bool> {
@@ -258,20 +315,10 @@ impl Archive {
             return Ok(None);
         }
         let name = WalName::History(timeline);
-        let Some((key, method)) = self.look_around(name)?.same else {
-            return Ok(None);
-        };
-        let body = self.store.get(&key, 0)?;
-        let reader: Box<dyn Read> = match method {
-            Some(method) => codec::decoder(method, body.reader),
-            None => body.reader,
-        };
-        let mut text = String::new();
-        reader
-            .take(limits::SMALL_FILE_BYTES_MAX)
-            .read_to_string(&mut text)
-            .map_err(|e| from_io(&format!("could not read object {key}"), e))?;
-        TimelineHistory::parse(timeline, &text).map(Some)
+        match self.look_around(name)?.same {
+            Some((key, _)) => self.read_history(timeline, &key).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// A marker says that this WAL was knowingly skipped: recovery must not end here as if it were the end.
@@ -311,6 +358,10 @@ struct Around {
     unreadable: Option<Key>,
     /// Something later of the same timeline.
     beyond: Option<Key>,
+    /// A later timeline; nothing more of this one.
+    later: bool,
+    /// Anything at all.
+    any: bool,
 }
 
 /// Whether `there` proves that `name` was archived or skipped: a later segment, or any segment of the timeline
@@ -336,6 +387,17 @@ fn present(error: Error) -> Error {
     }
 }
 
+/// The archive is to prove something about a file by other objects. One of those that is gone is no hole where the
+/// file is: the proof has failed.
+fn of_another(error: Error) -> Error {
+    match error.kind() {
+        Kind::Hole => error
+            .with_kind(Kind::Unavailable)
+            .hint("Bring that object back (in a versioned bucket: remove its delete marker); without it the archive proves nothing."),
+        _ => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -346,6 +408,7 @@ mod tests {
     use std::sync::Mutex;
 
     const ASKED: &str = "000000010000000000000002";
+    const IDENTITY: &[u8] = br#"{"format":1,"system_identifier":"7","postgresql":15,"segment_size":1048576,"created":""}"#;
 
     /// A directory that is read while two segments arrive in it: the first listing shows the later one alone.
     struct Racing {
@@ -407,6 +470,74 @@ mod tests {
         encoder.finish().unwrap()
     }
 
+    fn archive(store: impl Store + 'static) -> Archive {
+        Archive {
+            store: Box::new(store),
+            compression: Compression::new(Method::Zstd, None).unwrap(),
+            state: State::none(),
+        }
+    }
+
+    /// A sentinel as far as a catalog reads it; `None` is one of another tool.
+    fn sentinel(mode: Option<&str>) -> Vec<u8> {
+        let mut sentinel = serde_json::json!({
+            "wal_segment_backup_stop": ASKED,
+            "wal_segment_offset_backup_stop": "00000040",
+            "expanded_size_bytes": 1,
+            "spec": {"base_prefix": "/data", "tablespaces": []},
+        });
+        if let Some(mode) = mode {
+            let object = serde_json::json!({"key": "x", "stored_bytes": 1, "raw_bytes": 1, "sha256": "", "codec": "zstd", "key_id": null});
+            sentinel["seawall"] = serde_json::json!({
+                "format": 1, "tool_version": "0", "system_identifier": "7", "server_version": 150000, "segment_size": 1 << 20,
+                "timeline": 1, "start_lsn": "0/200028", "stop_lsn": "0/200100", "start_time": "2026-11-21T00:00:00Z",
+                "finish_time": "2026-11-21T00:00:01Z", "host": "h", "mode": mode, "label": "", "manifest": object, "parts": [],
+                "page_checksums": {"checked": false, "bad_pages": 0, "first_bad": []},
+            });
+        }
+        sentinel.to_string().into_bytes()
+    }
+
+    #[test]
+    fn an_archive_whose_wal_was_taken_away_proves_nothing() {
+        let cases: [(&str, Option<Option<&str>>, bool); 5] = [
+            ("nothing yet", None, true),
+            ("offline", Some(Some("offline")), true),
+            ("local", Some(Some("local")), false),
+            ("remote", Some(Some("remote")), false),
+            ("of another tool", Some(None), false),
+        ];
+        for name in [ASKED, "00000002.history"] {
+            for (what, backup, absent) in cases {
+                let store = MemStore::new();
+                let put = |key: &Key, bytes: &[u8]| store.put(key, bytes, When::Always).unwrap();
+                put(&keys::identity(), IDENTITY);
+                if let Some(mode) = backup {
+                    let id: keys::BackupId =
+                        "base_000000010000000000000002_00000040".parse().unwrap();
+                    put(&id.sentinel(), &sentinel(mode));
+                }
+                let ask = |archive: &Archive| {
+                    let (name, expect) = (name.parse().unwrap(), Expect::default());
+                    archive.get_wal(name, &mut Vec::new(), expect, HolePolicy::Abort)
+                };
+                let archive = archive(store);
+                match (ask(&archive), absent) {
+                    (Ok(Fetched::Absent(_)), true) => {}
+                    (Err(e), false) if e.kind() == Kind::Unavailable => {}
+                    (answer, _) => panic!("{name}, {what}: {answer:?}"),
+                }
+                // Any file of WAL shows that the place is there.
+                let earlier = keys::wal("000000010000000000000001", Some(Method::Zstd));
+                archive.store.put(&earlier, b"x", When::Absent).unwrap();
+                assert!(
+                    matches!(ask(&archive), Ok(Fetched::Absent(_))),
+                    "{name}, {what}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn a_segment_that_arrives_with_the_next_one_is_no_hole() {
         let key = |name: &str| keys::wal(name, Some(Method::Zstd));
@@ -414,18 +545,13 @@ mod tests {
             let inner = MemStore::new();
             let next = key("000000010000000000000003");
             inner.put(&next, &compressed(), When::Absent).unwrap();
-            let identity = br#"{"format":1,"system_identifier":"7","postgresql":15,"segment_size":1048576,"created":""}"#;
             inner
-                .put(&keys::identity(), identity, When::Absent)
+                .put(&keys::identity(), IDENTITY, When::Absent)
                 .unwrap();
-            let archive = Archive {
-                store: Box::new(Racing {
-                    inner,
-                    arriving: Mutex::new(arriving),
-                }),
-                compression: Compression::new(Method::Zstd, None).unwrap(),
-                state: State::none(),
-            };
+            let archive = archive(Racing {
+                inner,
+                arriving: Mutex::new(arriving),
+            });
             let name = ASKED.parse().unwrap();
             let mut out = Vec::new();
             let got = archive.get_wal(name, &mut out, Expect::default(), HolePolicy::Abort);

@@ -2,6 +2,7 @@
 //! delivers only the file that was asked for, and calls it absent only when that is proven (P3).
 
 mod check;
+mod forks;
 mod get;
 mod put;
 

@@ -1,11 +1,12 @@
 //! Archiving one file of `pg_wal`.
 
 use super::check::{Expect, Inspector};
+use super::forks::unreadable;
 use crate::archive::object::ObjectWriter;
 use crate::archive::{Archive, keys};
 use crate::codec::digest::{Sha256, hex, sha256};
 use crate::codec::{self, Method};
-use crate::disk::{self, File};
+use crate::disk::{self, File, Stat};
 use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
 use crate::pg::{TimelineId, WalName};
@@ -41,10 +42,8 @@ impl Archive {
         expect: Expect,
         permit: impl FnOnce() -> Result<()> + Send,
     ) -> Result<Put> {
-        let file = disk::open(path)?;
-        let what = format!("file \"{}\"", path.display());
-        let size = disk::stat_open(&file, path)?.size;
-        inspect(&file, size, name, expect, &what)?;
+        let source = Source::open(path)?;
+        source.inspect(name, expect)?;
         let key = keys::wal(&name.to_string(), Some(self.compression.method));
         let existing = OnceLock::new();
         let sent = crew::run(&Stop::new(), |crew| {
@@ -54,7 +53,7 @@ impl Archive {
                 let _ = answer.send(self.find_wal(name)?);
                 Ok(())
             })?;
-            let sent = self.send(&key, &file, size, || match look.recv() {
+            let sent = self.send(&key, &source, || match look.recv() {
                 Ok(None) => Ok(()),
                 Ok(Some(found)) => Err(existing_object(existing.get_or_init(|| found))),
                 // The look has failed; its own error is the one that counts.
@@ -69,7 +68,7 @@ impl Archive {
             // Archived before; or another pusher was faster, or our own first try was acknowledged and the answer
             // lost.
             Err(e) if e.kind() == Kind::Exists => {
-                self.compare(name, existing.get().unwrap_or(&key), &file, size)
+                self.compare(name, existing.get().unwrap_or(&key), &source)
             }
             other => other.map(Put::Stored),
         }
@@ -96,33 +95,40 @@ impl Archive {
         }
     }
 
-    /// The object that holds `name`, under whatever codec. One LIST tells more than a HEAD, and tells it on
-    /// stores that ignore `If-None-Match` too.
+    /// The object that holds `name`, under whatever codec; one in a form that cannot be read cannot be compared
+    /// either. One LIST tells more than a HEAD, and tells it on stores that ignore `If-None-Match` too.
     fn find_wal(&self, name: WalName) -> Result<Option<Key>> {
         let prefix = format!("{}{name}", keys::WAL);
-        let mut found = None;
+        let (mut found, mut strange) = (None, None);
         self.store
             .list(&prefix, "", &mut |object| {
-                if keys::parse_wal(&object.key).is_some_and(|(there, _)| there == name) {
-                    found = Some(object.key);
+                let key = object.key;
+                if keys::parse_wal(&key).is_some_and(|(there, _)| there == name) {
+                    found = Some(key);
+                } else if keys::wal_in_any_form(&key) == Some(name) && !keys::is_beside(&key) {
+                    strange = Some(key);
                 }
                 Ok(found.is_none())
             })
             .map_err(|e| e.context(format!("could not see whether {name} is archived already")))?;
-        Ok(found)
+        match strange.filter(|_| found.is_none()) {
+            Some(key) => Err(unreadable(name, &key).also(
+                "Nobody can say whether it holds the same bytes, so nothing was stored beside it.",
+            )),
+            None => Ok(found),
+        }
     }
 
     /// Compresses and stores once `ready` allows it; answers the stored bytes.
     fn send(
         &self,
         key: &Key,
-        file: &File,
-        size: u64,
+        source: &Source<'_>,
         ready: impl FnOnce() -> Result<()> + Send,
     ) -> Result<u64> {
         let store = &*self.store;
         let mut writer = ObjectWriter::held(store, key.clone(), self.compression, ready)?;
-        copy_exactly(file, size, &mut |bytes| {
+        source.copy(&mut |bytes| {
             writer
                 .write_all(bytes)
                 .map_err(|e| from_io("could not send the object", e))
@@ -131,9 +137,9 @@ impl Archive {
     }
 
     /// Same bytes: success, after what is there was made durable. Other bytes: refused with both digests.
-    fn compare(&self, name: WalName, existing: &Key, file: &File, size: u64) -> Result<Put> {
+    fn compare(&self, name: WalName, existing: &Key, source: &Source<'_>) -> Result<Put> {
         let mut ours = Sha256::new();
-        copy_exactly(file, size, &mut |bytes| {
+        source.copy(&mut |bytes| {
             ours.update(bytes);
             Ok(())
         })?;
@@ -142,7 +148,7 @@ impl Archive {
             (None, _) => Ok(Put::AlreadyThere),
             (Some(_), WalName::Partial(segment)) => {
                 let beside = keys::partial_beside(segment, &hex(&ours), self.compression.method);
-                self.put_beside(name, &beside, ours, file, size)
+                self.put_beside(name, &beside, ours, source)
             }
             (Some(theirs), _) => Err(self.other_bytes(name, existing, theirs, ours)),
         }
@@ -172,12 +178,11 @@ impl Archive {
         name: WalName,
         key: &Key,
         ours: [u8; 32],
-        file: &File,
-        size: u64,
+        source: &Source<'_>,
     ) -> Result<Put> {
         let sent = match self.exists(key)? {
             true => Err(existing_object(key)),
-            false => self.send(key, file, size, || Ok(())),
+            false => self.send(key, source, || Ok(())),
         };
         match sent {
             Err(e) if e.kind() == Kind::Exists => {
@@ -240,40 +245,99 @@ fn existing_object(key: &Key) -> Error {
     Error::new(Kind::Exists, format!("object {key} exists already"))
 }
 
-/// Reads as much of the source as decides, and judges it.
-fn inspect(file: &File, size: u64, name: WalName, expect: Expect, what: &str) -> Result<()> {
-    let mut inspector = Inspector::new(name, expect);
-    let mut head = vec![
-        0;
-        inspector
-            .head_bytes()
-            .min(usize::try_from(size).unwrap_or(usize::MAX))
-    ];
-    file.read_exact_at(&mut head, 0)
-        .map_err(|e| Error::io(format!("could not read {what}"), e))?;
-    inspector.pass(&head);
-    inspector.judge(size, what).map(|_| ())
+/// The file to archive, as it was when it was opened.
+struct Source<'a> {
+    file: File,
+    path: &'a Path,
+    stat: Stat,
 }
 
-/// Hands out exactly `size` bytes: a file that changes its length while it is read is refused.
-fn copy_exactly(file: &File, size: u64, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
-    let mut offset = 0;
-    loop {
-        let count = file
-            .read_at(&mut buffer, offset)
-            .map_err(|e| Error::io("could not read the source", e))?;
-        offset += count as u64;
-        if count == 0 || offset > size {
-            break;
+impl Source<'_> {
+    fn open(path: &Path) -> Result<Source<'_>> {
+        let file = disk::open(path)?;
+        let stat = disk::stat_open(&file, path)?;
+        Ok(Source { file, path, stat })
+    }
+
+    /// Reads as much as decides, and judges it.
+    fn inspect(&self, name: WalName, expect: Expect) -> Result<()> {
+        let what = format!("file \"{}\"", self.path.display());
+        let mut inspector = Inspector::new(name, expect);
+        let size = usize::try_from(self.stat.size).unwrap_or(usize::MAX);
+        let mut head = vec![0; inspector.head_bytes().min(size)];
+        self.file
+            .read_exact_at(&mut head, 0)
+            .map_err(|e| Error::io(format!("could not read {what}"), e))?;
+        inspector.pass(&head);
+        inspector.judge(self.stat.size, &what).map(|_| ())
+    }
+
+    /// Hands out the whole file; one that somebody writes to meanwhile is refused. PostgreSQL does not touch a
+    /// segment that waits to be archived, but a hand may.
+    fn copy(&self, each: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
+        let mut offset = 0;
+        loop {
+            let count = self
+                .file
+                .read_at(&mut buffer, offset)
+                .map_err(|e| Error::io(format!("could not read {:?}", self.path), e))?;
+            offset += count as u64;
+            if count == 0 || offset > self.stat.size {
+                break;
+            }
+            each(&buffer[..count])?;
         }
-        each(&buffer[..count])?;
+        let now = disk::stat_open(&self.file, self.path)?;
+        if offset == self.stat.size && now.modified == self.stat.modified {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::Refused,
+            format!("{:?} changed while it was read", self.path),
+        )
+        .detail(format!(
+            "It had {} bytes, last changed at {}; now it has {}, last changed at {}.",
+            self.stat.size, self.stat.modified, now.size, now.modified
+        ))
+        .hint("Push a file that nobody writes to any more."))
     }
-    if offset == size {
-        return Ok(());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::tree;
+    use crate::pg::timestamp::Timestamp;
+
+    #[test]
+    fn a_source_that_is_written_to_meanwhile_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        type Change = (&'static str, fn(&Path), bool);
+        let changes: [Change; 4] = [
+            ("nothing", |_| {}, true),
+            (
+                "longer",
+                |path| std::fs::write(path, "longer").unwrap(),
+                false,
+            ),
+            ("shorter", |path| std::fs::write(path, "s").unwrap(), false),
+            (
+                "same length",
+                |path| tree::set_modified(path, Timestamp(0)).unwrap(),
+                false,
+            ),
+        ];
+        for (what, change, fine) in changes {
+            std::fs::write(&path, "bytes").unwrap();
+            let source = Source::open(&path).unwrap();
+            change(&path);
+            let copied = source.copy(&mut |_| Ok(()));
+            assert_eq!(copied.is_ok(), fine, "{what}");
+            if let Err(error) = copied {
+                assert_eq!(error.kind(), Kind::Refused, "{what}");
+            }
+        }
     }
-    Err(Error::new(
-        Kind::Refused,
-        format!("the source changed while it was read: {offset} bytes instead of {size}"),
-    ))
 }

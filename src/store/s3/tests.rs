@@ -502,6 +502,23 @@ fn listings_go_on_to_the_end() {
 }
 
 #[test]
+fn a_listing_without_end_is_given_up_for_now() {
+    let max = limits::LIST_EMPTY_PAGES_MAX;
+    let empty = |count: u32| (0..count).map(|number| page(&[], Some(&format!("t{number}"))));
+    // A few pages without a key are a store's right; a key begins the count anew.
+    let mut acts: Vec<Act> = empty(max - 1).collect();
+    acts.push(page(&["a"], Some("a")));
+    acts.extend(empty(max - 1));
+    acts.push(page(&["b"], None));
+    assert_eq!(listed(&serve(acts), "", "").unwrap(), ["a", "b"]);
+
+    let server = serve(empty(max).collect());
+    let error = listed(&server, "", "").unwrap_err();
+    assert_eq!(error.kind(), Kind::Transient, "{error}");
+    assert_eq!(server.lines().len(), max as usize);
+}
+
+#[test]
 fn a_listing_may_be_ended_early() {
     let server = serve(vec![page(&["a", "b"], Some("t"))]);
     let mut count = 0;
