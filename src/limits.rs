@@ -9,6 +9,13 @@ pub const CHUNK_BYTES: usize = 4 << 20;
 /// Most files of one chunk, which keeps them open until it is packed: small relations have a page or two.
 pub const CHUNK_FILES_MAX: usize = 512;
 
+/// Raw bytes of a WAL file that become one frame, so that several threads compress it side by side. A frame of its own
+/// costs a segment less than a hundredth of its size, and sixteen of them keep all threads busy to the end.
+pub const WAL_FRAME_BYTES: u64 = 1 << 20;
+
+/// Most threads that compress one WAL file: beyond four the store is what one waits for, and memory what one pays.
+pub const WAL_COMPRESS_THREADS_MAX: usize = 4;
+
 /// Stored bytes that make one piece of a multipart upload. S3 wants at least 5 MiB for all but the last and
 /// allows 10,000 pieces: 8 MiB reaches 80 GB of compressed tar, far above one tar part.
 pub const UPLOAD_PIECE_BYTES: usize = 8 << 20;

@@ -4,7 +4,7 @@
 use super::sentinel::Object;
 use crate::codec::digest::{Sha256, hex};
 use crate::codec::{Compression, Encoder};
-use crate::error::Result;
+use crate::error::{Result, from_io};
 use crate::limits::UPLOAD_PIECE_BYTES;
 use crate::store::{Key, Store, Upload, When};
 use std::io::Write;
@@ -34,7 +34,8 @@ struct Sink<'a> {
     piece: Vec<u8>,
     sent: u64,
     pieces: u32,
-    digest: Sha256,
+    /// Of what was stored; none where nobody asks for it.
+    digest: Option<Sha256>,
     upload: Option<Box<dyn Upload>>,
     hold: Option<Box<dyn FnOnce() -> Result<()> + Send + 'a>>,
 }
@@ -56,16 +57,8 @@ impl<'a> ObjectWriter<'a> {
         compression: Compression,
         ready: impl FnOnce() -> Result<()> + Send + 'a,
     ) -> Result<ObjectWriter<'a>> {
-        let sink = Sink {
-            store,
-            key,
-            piece: Vec::new(),
-            sent: 0,
-            pieces: 0,
-            digest: Sha256::new(),
-            upload: None,
-            hold: Some(Box::new(ready)),
-        };
+        let mut sink = Sink::held(store, key, ready);
+        sink.digest = Some(Sha256::new());
         Ok(ObjectWriter {
             encoder: Encoder::new(compression, sink)?,
             codec: compression.method.to_string(),
@@ -77,7 +70,7 @@ impl<'a> ObjectWriter<'a> {
     pub fn finish(self) -> Result<Object> {
         let mut sink = self.encoder.finish()?;
         let key = sink.key.to_string();
-        let digest = std::mem::take(&mut sink.digest);
+        let digest = sink.digest.take().unwrap_or_default();
         let stored_bytes = sink.finish()?;
         let sha256 = hex(&digest.finish());
         Ok(Object {
@@ -91,7 +84,50 @@ impl<'a> ObjectWriter<'a> {
     }
 }
 
-impl Sink<'_> {
+/// Stores frames that were compressed elsewhere as a new object.
+pub struct FrameWriter<'a>(Sink<'a>);
+
+impl<'a> FrameWriter<'a> {
+    /// Before the first byte is sent `ready` is asked; compression need not wait for it.
+    pub fn held(
+        store: &'a dyn Store,
+        key: Key,
+        ready: impl FnOnce() -> Result<()> + Send + 'a,
+    ) -> FrameWriter<'a> {
+        FrameWriter(Sink::held(store, key, ready))
+    }
+
+    /// The next frame, whole.
+    pub fn frame(&mut self, frame: &[u8]) -> Result<()> {
+        self.0
+            .write_all(frame)
+            .map_err(|e| from_io("could not send the object", e))
+    }
+
+    /// Makes the object appear and answers its stored bytes; `Kind::Exists` if there is one.
+    pub fn finish(self) -> Result<u64> {
+        self.0.finish()
+    }
+}
+
+impl<'a> Sink<'a> {
+    fn held(
+        store: &'a dyn Store,
+        key: Key,
+        ready: impl FnOnce() -> Result<()> + Send + 'a,
+    ) -> Sink<'a> {
+        Sink {
+            store,
+            key,
+            piece: Vec::new(),
+            sent: 0,
+            pieces: 0,
+            digest: None,
+            upload: None,
+            hold: Some(Box::new(ready)),
+        }
+    }
+
     fn wait(&mut self) -> Result<()> {
         self.hold.take().map_or(Ok(()), |ready| ready())
     }
@@ -126,7 +162,9 @@ impl Sink<'_> {
 
 impl Write for Sink<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.digest.update(bytes);
+        if let Some(digest) = &mut self.digest {
+            digest.update(bytes);
+        }
         self.piece.extend_from_slice(bytes);
         if self.piece.len() > UPLOAD_PIECE_BYTES {
             self.send_piece()?;

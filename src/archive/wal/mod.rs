@@ -4,6 +4,7 @@
 mod check;
 mod forks;
 mod get;
+mod pack;
 mod put;
 
 pub use check::{Expect, Inspector};

@@ -2,17 +2,18 @@
 
 use super::check::{Expect, Inspector};
 use super::forks::unreadable;
-use crate::archive::object::ObjectWriter;
+use super::pack;
+use crate::archive::object::{FrameWriter, ObjectWriter};
 use crate::archive::{Archive, keys};
 use crate::codec::digest::{Sha256, hex, sha256};
-use crate::codec::{self, Method};
+use crate::codec::{self, Compression, Method};
 use crate::disk::{self, File, Stat};
 use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
 use crate::pg::{TimelineId, WalName};
 use crate::store::Key;
-use crate::work::crew;
 use crate::work::stop::Stop;
+use crate::work::{self, crew};
 use crossbeam_channel::bounded;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
@@ -126,14 +127,9 @@ impl Archive {
         source: &Source<'_>,
         ready: impl FnOnce() -> Result<()> + Send,
     ) -> Result<u64> {
-        let store = &*self.store;
-        let mut writer = ObjectWriter::held(store, key.clone(), self.compression, ready)?;
-        source.copy(&mut |bytes| {
-            writer
-                .write_all(bytes)
-                .map_err(|e| from_io("could not send the object", e))
-        })?;
-        writer.finish().map(|object| object.stored_bytes)
+        let mut writer = FrameWriter::held(&*self.store, key.clone(), ready);
+        source.frames(self.compression, &mut |frame| writer.frame(frame))?;
+        writer.finish()
     }
 
     /// Same bytes: success, after what is there was made durable. Other bytes: refused with both digests.
@@ -288,8 +284,24 @@ impl Source<'_> {
             }
             each(&buffer[..count])?;
         }
+        self.check_unchanged(offset)
+    }
+
+    /// The same as frames, compressed by several threads.
+    fn frames(
+        &self,
+        compression: Compression,
+        each: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let threads = work::cores().min(limits::WAL_COMPRESS_THREADS_MAX);
+        let found = pack::frames(&self.file, self.stat.size, compression, threads, each)?;
+        self.check_unchanged(found)
+    }
+
+    /// So many bytes were read; are they the file?
+    fn check_unchanged(&self, found: u64) -> Result<()> {
         let now = disk::stat_open(&self.file, self.path)?;
-        if offset == self.stat.size && now.modified == self.stat.modified {
+        if found == self.stat.size && now.modified == self.stat.modified {
             return Ok(());
         }
         Err(Error::new(
@@ -333,10 +345,15 @@ mod tests {
             std::fs::write(&path, "bytes").unwrap();
             let source = Source::open(&path).unwrap();
             change(&path);
-            let copied = source.copy(&mut |_| Ok(()));
-            assert_eq!(copied.is_ok(), fine, "{what}");
-            if let Err(error) = copied {
-                assert_eq!(error.kind(), Kind::Refused, "{what}");
+            let zstd = Compression::new(Method::Zstd, None).unwrap();
+            for copied in [
+                source.copy(&mut |_| Ok(())),
+                source.frames(zstd, &mut |_| Ok(())),
+            ] {
+                assert_eq!(copied.is_ok(), fine, "{what}");
+                if let Err(error) = copied {
+                    assert_eq!(error.kind(), Kind::Refused, "{what}");
+                }
             }
         }
     }
