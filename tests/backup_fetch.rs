@@ -669,7 +669,7 @@ fn a_crafted_archive_writes_nothing_outside() {
         // What is not at its place under any other spelling, least of all the file that lets a server start,
         (
             member("./global/pg_control", b'0', ""),
-            "file \"global/pg_control\" does not match the manifest",
+            "global/pg_control\" does not match the manifest",
         ),
         (
             member("./standby.signal", b'0', ""),

@@ -62,8 +62,8 @@ impl Target {
 
     /// Refuses directories in use or not empty.
     pub fn refuse_used(&self) -> Result<()> {
-        self.refuse_nested()?;
         refuse_other_than_directory(&self.data)?;
+        self.refuse_nested()?;
         if disk::lstat(&self.data.join("postmaster.pid"))?.is_some() {
             return Err(Error::new(Kind::Refused, format!("\"{}\" belongs to a running server", self.data.display()))
                 .detail("It has a postmaster.pid.")
