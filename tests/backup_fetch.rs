@@ -673,12 +673,12 @@ fn a_crafted_archive_writes_nothing_outside() {
         ),
         (
             member("./standby.signal", b'0', ""),
-            "file \"standby.signal\" does not match the manifest",
+            "\"standby.signal\" does not match the manifest",
         ),
         // and WAL that the backup does not need.
         (
             member("pg_wal/extra", b'0', ""),
-            "file \"pg_wal/extra\" does not match the manifest",
+            "\"pg_wal/extra\" does not match the manifest",
         ),
         (
             member("pg_wal/archive_status/x.ready", b'0', ""),
