@@ -14,7 +14,10 @@ fn the_table_the_details_and_the_json_tell_the_same() {
     let scratch = Scratch::new();
     let archive = Archive::bucket(&scratch, "list");
     let list = |words: &[&str]| archive.seawall().arg("backup-list").args(words).run();
-    list(&["LATEST"]).expect(9, &["there is no complete backup"]);
+    // which may as well be one that is not there,
+    for words in [&["LATEST"][..], &["--json"], &[]] {
+        list(words).expect(8, &["does not show itself"]);
+    }
     let production = archive.builder("production").start();
     let space = scratch.dir("space");
     production.execute(&format!(
@@ -23,6 +26,7 @@ fn the_table_the_details_and_the_json_tell_the_same() {
     ));
     let segment = production.switch_wal();
     production.wait_archived(&segment);
+    list(&["LATEST"]).expect(9, &["there is no complete backup"]);
     assert_eq!(list(&["--json"]).ok().text().trim(), "[]");
     let header = list(&[]).ok().text();
     assert_eq!(

@@ -7,7 +7,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::cluster::{Cluster, pg_tool};
+use crate::support::cluster::{Cluster, Stop, pg_tool};
 use crate::support::seawall::Seawall;
 use crate::support::{Scratch, as_postgres, give_to_postgres, is_root, run};
 
@@ -301,4 +301,97 @@ fn a_restore_by_root_says_whose_the_files_are() {
     let said = "chown -R postgres";
     fetch("root").by_root().run().expect(0, &[said]);
     assert!(!fetch("postgres").run().ok().text().contains(said));
+}
+
+#[test]
+fn a_moment_before_the_backup_is_not_reached_by_it() {
+    // Given a backup before a mistake, and one after it,
+    let scratch = Scratch::new();
+    let (production, prefix) = archiving(&scratch, "archive", &[]);
+    let now = || {
+        production.value("select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'")
+    };
+    let too_early = now();
+    production.execute("create table t as select generate_series(1, 30) as n");
+    back_up(&scratch, &prefix, &production);
+    let (before, lsn) = (now(), production.value("select pg_current_wal_lsn()::text"));
+    production.execute("delete from t");
+    back_up(&scratch, &prefix, &production);
+    let list = seawall(&scratch, &prefix)
+        .args(["backup-list", "--json"])
+        .run()
+        .ok();
+    let list: serde_json::Value = serde_json::from_slice(&list.stdout).expect("JSON");
+    let name = |n: usize| list[n]["name"].as_str().expect("a name").to_string();
+    let fetch = |to: &str, name: &str, words: [&str; 2]| {
+        let fetch = seawall(&scratch, &prefix)
+            .arg("backup-fetch")
+            .arg(scratch.join(to));
+        fetch.arg(name).args(words).run()
+    };
+
+    // when the moment before it is wanted, then the later backup is refused, and the earlier one is taken by itself.
+    let refused = "cannot be recovered to";
+    fetch("x", &name(1), ["--target-time", &before]).expect(3, &[refused, &name(0)]);
+    fetch("x", &name(1), ["--target-lsn", &lsn]).expect(3, &[refused, &name(0)]);
+    fetch("x", "LATEST", ["--target-time", &too_early]).expect(3, &[refused, "old enough"]);
+    fetch("by-lsn", "LATEST", ["--target-lsn", &lsn]).expect(0, &[&name(0)]);
+    let taken = fetch("copy", "LATEST", ["--target-time", &before]);
+    taken.expect(0, &[&name(0)]);
+    let mut copy = Cluster::builder(&scratch, "restored").on(scratch.join("copy"));
+    copy.start();
+    assert_eq!(copy.number("select count(*) from t"), 30);
+}
+
+#[test]
+fn a_host_that_restored_knows_the_archive() {
+    // Given a host that has only restored from the archive,
+    let scratch = Scratch::new();
+    let (mut production, prefix) = archiving(&scratch, "archive", &[]);
+    back_up(&scratch, &prefix, &production);
+    let there = |words: &[&str]| {
+        let seawall =
+            seawall(&scratch, &prefix).env("SEAWALL_STATE_DIR", scratch.dir("other-host"));
+        seawall.args(words.iter().copied())
+    };
+    there(&["backup-fetch"])
+        .arg(scratch.join("copy"))
+        .arg("LATEST")
+        .run()
+        .ok();
+
+    // when the archive is not mounted, then nothing there takes the empty place for an archive.
+    let segment = production.switch_wal();
+    production.wait_archived(&segment);
+    production.stop(Stop::Fast);
+    fs::rename(scratch.join("archive"), scratch.join("away")).expect("moved");
+    scratch.dir("archive");
+    there(&["backup-list"])
+        .run()
+        .expect(8, &["does not show itself"]);
+    there(&["backup-fetch", "/nowhere", "LATEST"])
+        .run()
+        .expect(8, &["does not show itself"]);
+    let push = there(&["wal-push", &format!("pg_wal/{segment}")]).cwd(production.data());
+    push.run().expect(8, &["has lost its seawall.json"]);
+}
+
+#[test]
+fn a_copy_without_configuration_is_not_said_to_start() {
+    let scratch = Scratch::new();
+    let (mut production, prefix) = archiving(&scratch, "archive", &[]);
+    production.stop(Stop::Fast);
+    let conf = production.data().join("postgresql.conf");
+    fs::rename(&conf, scratch.join("postgresql.conf")).expect("moved");
+    let push = seawall(&scratch, &prefix).args(["backup-push", "--while-offline"]);
+    push.arg(production.data()).run().ok();
+    let fetch = seawall(&scratch, &prefix)
+        .arg("backup-fetch")
+        .arg(scratch.join("copy"));
+    let fetched = fetch.args(["LATEST", "--recovery"]).run().ok();
+    assert!(
+        fetched.stderr.contains("has no postgresql.conf"),
+        "{fetched:?}"
+    );
+    assert!(!fetched.stderr.contains("start it with"), "{fetched:?}");
 }

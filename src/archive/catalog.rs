@@ -4,8 +4,10 @@ use super::keys::{self, BackupId, BackupKey};
 use super::sentinel::{Metadata, Sentinel};
 use super::{Archive, parse_json, render_json};
 use crate::error::{Error, Kind, Result};
+use crate::pg::Lsn;
 use crate::pg::timestamp::Timestamp;
 use crate::store::When;
+use std::fmt;
 
 /// A complete backup.
 #[derive(Clone, Debug)]
@@ -18,6 +20,35 @@ pub struct Backup {
     pub stored_bytes: Option<u64>,
     /// When the store received the sentinel.
     pub modified: Timestamp,
+}
+
+/// Where a recovery shall end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moment {
+    /// At a time.
+    Time(Timestamp),
+    /// At a WAL position.
+    Lsn(Lsn),
+}
+
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Moment::Time(time) => time.fmt(f),
+            Moment::Lsn(lsn) => lsn.fmt(f),
+        }
+    }
+}
+
+/// Whether a backup can be recovered to a moment; the better the greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reach {
+    /// It was begun later.
+    No,
+    /// The moment lies within the backup, or the backup does not tell.
+    Perhaps,
+    /// It was finished before.
+    Yes,
 }
 
 /// What the listing found.
@@ -96,6 +127,51 @@ impl Archive {
         ))
     }
 
+    /// The same for a recovery that shall end at `moment`, which no backup that was begun later can reach: it would
+    /// recover to its own end and open there, with the very mistake in it that the moment is to undo. `LATEST` is the
+    /// newest backup that was finished before.
+    pub fn select_for(&self, name: &str, moment: Moment) -> Result<Backup> {
+        if name != "LATEST" {
+            let backup = self.select(name)?;
+            return match backup.reaches(moment) {
+                Reach::No => Err(self.beyond_reach(&backup, moment)?),
+                _ => Ok(backup),
+            };
+        }
+        let mut backups = self.catalog()?.backups;
+        let reach = |backup: &Backup| backup.reaches(moment);
+        let best = backups.iter().map(reach).max().unwrap_or(Reach::No);
+        let Some(at) = backups.iter().rposition(|backup| reach(backup) == best) else {
+            return self.latest();
+        };
+        let chosen = backups.swap_remove(at);
+        match best {
+            Reach::No => Err(self.beyond_reach(&chosen, moment)?),
+            _ => self.select(&chosen.id.to_string()),
+        }
+    }
+
+    fn beyond_reach(&self, backup: &Backup, moment: Moment) -> Result<Error> {
+        let catalog = self.catalog()?;
+        let mut fitting = catalog.backups.iter().rev();
+        let hint = match fitting.find(|other| other.reaches(moment) != Reach::No) {
+            Some(other) => format!("Restore {}, or say LATEST.", other.id),
+            None => "No backup of this archive is old enough.".to_string(),
+        };
+        Ok(Error::new(
+            Kind::Refused,
+            format!("backup {} cannot be recovered to {moment}", backup.id),
+        )
+        .detail(match &backup.sentinel.seawall {
+            Some(details) => format!(
+                "It lasted from {} to {} (WAL {} to {}); the copy would open with what happened until then.",
+                details.start_time, details.finish_time, details.start_lsn, details.stop_lsn
+            ),
+            None => "It was written by another tool.".to_string(),
+        })
+        .hint(hint))
+    }
+
     fn latest(&self) -> Result<Backup> {
         let mut catalog = self.catalog()?;
         for (name, error) in &catalog.unreadable {
@@ -108,6 +184,7 @@ impl Archive {
                 newest.modified,
             ));
         }
+        self.prove_shown()?;
         let error = Error::new(
             Kind::Missing,
             format!("there is no complete backup in {}", self.store.location()),
@@ -183,6 +260,28 @@ impl Backup {
             details.parts = Vec::new();
         }
         self
+    }
+
+    fn reaches(&self, moment: Moment) -> Reach {
+        let Some(details) = &self.sentinel.seawall else {
+            return Reach::Perhaps;
+        };
+        let (begin, end) = match moment {
+            Moment::Time(at) => (
+                details.started().map(|begin| at < begin),
+                details.finished().map(|end| at >= end),
+            ),
+            // PostgreSQL does not open before the backup's end, and refuses a target before it.
+            Moment::Lsn(at) => (
+                details.stop().map(|end| at < end),
+                details.stop().map(|end| at >= end),
+            ),
+        };
+        match (begin, end) {
+            (Ok(true), _) => Reach::No,
+            (_, Ok(true)) => Reach::Yes,
+            _ => Reach::Perhaps,
+        }
     }
 
     /// Finish time in the sentinel; the object's date only for a backup that has none.

@@ -85,12 +85,17 @@ impl Archive {
         } else {
             self.initialise(cluster, now)?;
         }
+        self.remember(cluster.system_id, cluster.segment_size);
+        Ok(())
+    }
+
+    /// This host knows from now on whose the prefix is: should it show nothing one day, no new archive is begun there.
+    pub fn remember(&self, system_id: SystemId, segment_size: SegmentSize) {
         self.state.update(|memory| {
             memory.prefix = self.store.location();
-            memory.system_identifier = Some(cluster.system_id);
-            memory.segment_size = Some(cluster.segment_size.bytes());
+            memory.system_identifier = Some(system_id);
+            memory.segment_size = Some(segment_size.bytes());
         });
-        Ok(())
     }
 
     fn initialise(&self, cluster: &Identity, now: Timestamp) -> Result<()> {

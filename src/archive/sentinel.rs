@@ -182,6 +182,11 @@ impl Details {
         self.stop_lsn.parse()
     }
 
+    /// When it was begun.
+    pub fn started(&self) -> Result<Timestamp> {
+        Timestamp::parse_rfc3339(&self.start_time)
+    }
+
     /// When it was finished.
     pub fn finished(&self) -> Result<Timestamp> {
         Timestamp::parse_rfc3339(&self.finish_time)

@@ -3,15 +3,15 @@
 use super::arguments::{absolute_path, optional_path, parsed, path, setting_option, text, usage};
 use super::output::{Progress, human_bytes};
 use super::{BASE_RETRY, Context};
+use crate::archive::catalog::Moment;
 use crate::archive::sentinel::Spec;
 use crate::backup::fetch::{self, Options};
 use crate::backup::recovery::{self, Settings, Start};
 use crate::backup::recovery::{Target, target_time};
 use crate::backup::spec::Placement;
 use crate::disk;
-use crate::error::Result;
-use crate::error::{Error, Kind};
-use crate::pg::Lsn;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, SegmentSize};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use std::path::Path;
 use std::path::PathBuf;
@@ -343,7 +343,14 @@ fn timeline(matches: &ArgMatches) -> Result<Option<String>> {
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let archive = context.archive(BASE_RETRY)?;
     let settings = settings(context, args)?;
-    let backup = archive.select(&args.name)?;
+    let backup = match moment(args) {
+        Some(moment) => archive.select_for(&args.name, moment)?,
+        None => archive.select(&args.name)?,
+    };
+    if let Some(details) = &backup.sentinel.seawall {
+        let segment_size = SegmentSize::new(details.segment_size)?;
+        archive.remember(details.system_identifier, segment_size);
+    }
     let options = Options {
         threads: context.config.download_threads(),
         placement: placement(&args.tablespaces)?,
@@ -369,6 +376,15 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     );
     advise(args, &settings);
     Ok(())
+}
+
+/// The moment at which the recovery shall end, if it is one that a backup can be too young for.
+fn moment(args: &Args) -> Option<Moment> {
+    match args.recovery.as_ref()?.target {
+        Target::Time(time) => Some(Moment::Time(time)),
+        Target::Lsn(lsn) => Some(Moment::Lsn(lsn)),
+        _ => None,
+    }
 }
 
 fn settings(context: &Context, args: &Args) -> Result<Settings> {
@@ -496,6 +512,10 @@ fn advise(args: &Args, settings: &Settings) {
     match &settings.start {
         Start::Nothing => log::info!(
             "to use it: give it the WAL of its backup and start it; backup-fetch --recovery writes a restore_command"
+        ),
+        _ if matches!(disk::stat(&args.pgdata.join("postgresql.conf")), Ok(None)) => log::warn!(
+            "the copy has no postgresql.conf, because production's lies outside its data directory (config_file): put a postgresql.conf, pg_hba.conf and pg_ident.conf into \"{}\" before you start it, or name others with pg_ctl -o '-c config_file=...'",
+            args.pgdata.display()
         ),
         Start::Recover(_) | Start::Standby(_) => {
             log::info!(

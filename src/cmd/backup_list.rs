@@ -3,7 +3,8 @@
 use super::arguments::text;
 use super::output::{Align, Table, human_bytes, print, print_json};
 use super::{BASE_RETRY, Context};
-use crate::archive::catalog::{Backup, Catalog};
+use crate::archive::Archive;
+use crate::archive::catalog::Backup;
 use crate::error::Result;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
@@ -78,7 +79,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     let archive = context.archive(BASE_RETRY)?;
     let backups = match &args.name {
         Some(name) => vec![archive.select(name)?],
-        None => all(archive.catalog()?),
+        None => all(&archive)?,
     };
     if args.json {
         let shown: Vec<Shown> = backups
@@ -94,14 +95,20 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
     })
 }
 
-fn all(catalog: Catalog) -> Vec<Backup> {
+fn all(archive: &Archive) -> Result<Vec<Backup>> {
+    let catalog = archive.catalog()?;
+    if catalog.backups.is_empty() && catalog.unreadable.is_empty() && catalog.unfinished.is_empty()
+    {
+        // Nothing at all may be a directory that is not mounted.
+        archive.prove_shown()?;
+    }
     for name in &catalog.unfinished {
         log::info!("{name} is unfinished: running, or interrupted");
     }
     for (name, error) in &catalog.unreadable {
         log::warn!("{name} cannot be read: {}", error.one_line());
     }
-    catalog.backups
+    Ok(catalog.backups)
 }
 
 fn shown(backup: &Backup, detail: bool) -> Shown {

@@ -83,14 +83,17 @@ const EXITS: &[(Kind, &str)] = &[
     ),
     (
         Kind::Refused,
-        "Refused: a running server, a target that is not empty, a file that is not what its name says.",
+        "Refused: a running server, a target that is not empty, a segment that is still being written.",
     ),
     (Kind::Locked, "Another process is at it."),
     (
         Kind::Mismatch,
         "Two things differ that must be equal: the bytes under one name, the system identifiers.",
     ),
-    (Kind::Corrupt, "Stored bytes are damaged."),
+    (
+        Kind::Corrupt,
+        "Stored bytes are damaged, or a file to be archived is not what its name says.",
+    ),
     (Kind::Denied, "Credentials or permissions were refused."),
     (
         Kind::Unavailable,

@@ -232,6 +232,11 @@ impl Archive {
             .hint("Check that the archive is mounted and that the prefix is right."))
     }
 
+    /// `Kind::Unavailable` unless the archive shows itself: then what it does not show is not there.
+    pub fn prove_shown(&self) -> Result<()> {
+        self.prove_present(&Expect::default()).map(drop)
+    }
+
     /// A backup of a running server became complete when its WAL was archived. Where such backups are and no WAL at
     /// all is, `wal_005/` was taken away or is not mounted, and what it does not show is not absent.
     fn prove_wal_present(&self) -> Result<()> {
