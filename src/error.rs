@@ -1,7 +1,8 @@
 //! The one error of the crate: what happened, the detail, what to do about it.
 //!
 //! It reads as PostgreSQL's errors do: a message in lower case without full stop, a detail and a hint that are
-//! sentences. `Kind` is all that code may branch on; the exit code is made from it in one place (`Kind::code`).
+//! sentences. `Kind` is what code may branch on, and the exit code is made from it in one place (`Kind::code`). What
+//! PostgreSQL refused carries its SQLSTATE besides, for the few who must tell its errors apart more finely.
 
 use std::fmt;
 
@@ -91,6 +92,7 @@ pub struct Error {
     message: String,
     detail: Option<String>,
     hint: Option<String>,
+    sqlstate: Option<[u8; 5]>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -102,6 +104,7 @@ impl Error {
             message: message.into(),
             detail: None,
             hint: None,
+            sqlstate: None,
             source: None,
         }
     }
@@ -141,6 +144,12 @@ impl Error {
         self
     }
 
+    /// Keeps PostgreSQL's own code; what is not five characters is no code.
+    pub fn with_sqlstate(mut self, code: &str) -> Error {
+        self.sqlstate = code.as_bytes().try_into().ok();
+        self
+    }
+
     /// Keeps the cause.
     pub fn because(mut self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
         self.source = Some(cause.into());
@@ -167,6 +176,11 @@ impl Error {
     /// What code may branch on.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// The SQLSTATE, if PostgreSQL raised this error.
+    pub fn sqlstate(&self) -> Option<&str> {
+        std::str::from_utf8(self.sqlstate.as_ref()?).ok()
     }
 
     /// The headline.
@@ -292,6 +306,17 @@ mod tests {
         assert_eq!(from_io("reading", io).kind(), Kind::Corrupt);
         let plain = std::io::Error::from(std::io::ErrorKind::NotFound);
         assert_eq!(from_io("could not open \"x\"", plain).kind(), Kind::Missing);
+    }
+
+    #[test]
+    fn the_sqlstate_survives_context_and_kind() {
+        let error = Error::new(Kind::Protocol, "slot is busy").with_sqlstate("55006");
+        let error = error.with_kind(Kind::Locked).context("could not stream");
+        assert_eq!(error.sqlstate(), Some("55006"));
+        for odd in ["", "5500", "550066"] {
+            let error = Error::new(Kind::Protocol, "x").with_sqlstate(odd);
+            assert_eq!(error.sqlstate(), None, "{odd:?}");
+        }
     }
 
     #[test]

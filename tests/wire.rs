@@ -18,7 +18,7 @@ use crate::support::certs::{Ca, Pair};
 use crate::support::cluster::{self, Cluster, server_bin};
 use crate::support::{Scratch, give_to_postgres, run};
 
-fn info(text: &str) -> ConnInfo {
+pub(crate) fn info(text: &str) -> ConnInfo {
     let sources = Sources {
         conninfo: Some(text),
         overrides: Vec::new(),
@@ -30,7 +30,7 @@ fn info(text: &str) -> ConnInfo {
     ConnInfo::resolve(&sources).unwrap_or_else(|e| panic!("{text}: {e}"))
 }
 
-fn options(replication: bool) -> ConnectOptions {
+pub(crate) fn options(replication: bool) -> ConnectOptions {
     ConnectOptions {
         replication,
         application_name: "seawall-test".to_string(),
@@ -42,7 +42,7 @@ fn connect(text: &str) -> Result<Conn> {
     Conn::connect(&info(text), &options(false), &Stop::new())
 }
 
-fn over_socket(cluster: &Cluster) -> String {
+pub(crate) fn over_socket(cluster: &Cluster) -> String {
     let sockets = cluster.sockets().display();
     format!(
         "host={sockets} port={} user=postgres dbname=postgres",
@@ -50,7 +50,7 @@ fn over_socket(cluster: &Cluster) -> String {
     )
 }
 
-fn replication(cluster: &Cluster) -> Conn {
+pub(crate) fn replication(cluster: &Cluster) -> Conn {
     Conn::connect(&info(&over_socket(cluster)), &options(true), &Stop::new()).expect("a session")
 }
 
@@ -119,7 +119,7 @@ fn guarded(scratch: &Scratch, ca: &Ca) -> Cluster {
     cluster
 }
 
-fn at(cluster: &Cluster, host: &str, rest: &str) -> String {
+pub(crate) fn at(cluster: &Cluster, host: &str, rest: &str) -> String {
     let port = cluster.port();
     format!("host={host} hostaddr=127.0.0.1 port={port} dbname=postgres connect_timeout=10 {rest}")
 }
@@ -572,18 +572,7 @@ fn a_silent_server_ends_by_stop_and_by_timeout() {
 fn matrix_the_wanted_sort_of_server_is_found() {
     let scratch = Scratch::new();
     let primary = Cluster::builder(&scratch, "primary").start();
-    let fast = BackupRequest {
-        fast: true,
-        ..BackupRequest::default()
-    };
-    let received = receive(&mut replication(&primary), &fast).expect("a backup");
-    let copy = unpack(&scratch, &received.archives[&None], "copy");
-    give_to_postgres(&copy, 0o700);
-    give_to_postgres(&scratch.file("copy/standby.signal", ""), 0o600);
-    let mut standby = Cluster::builder(&scratch, "standby")
-        .config("primary_conninfo", over_socket(&primary))
-        .on(copy);
-    standby.start();
+    let standby = standby_of(&scratch, &primary, "standby");
     let nobody = crate::support::ports::free_port();
     let hosts = |order: [u16; 3]| {
         let ports = order.map(|port| port.to_string()).join(",");
@@ -601,7 +590,7 @@ fn matrix_the_wanted_sort_of_server_is_found() {
         ([nobody, p, p], "standby", None),
         ([nobody, s, s], "primary", None),
     ];
-    for (order, wanted, port) in cases {
+    let check = |order, wanted: &str, port: Option<u16>| {
         for replication in [false, true] {
             let text = format!("{} target_session_attrs={wanted}", hosts(order));
             let conn = Conn::connect(&info(&text), &options(replication), &Stop::new());
@@ -610,24 +599,61 @@ fn matrix_the_wanted_sort_of_server_is_found() {
             assert_eq!(
                 found.as_ref().ok(),
                 wanted_port.as_ref(),
-                "{text}: {found:?}"
+                "{text}, replication {replication}: {found:?}"
             );
             if let Err(error) = found {
                 assert_eq!(error.kind(), Kind::Transient);
             }
         }
+    };
+    for (order, wanted, port) in cases {
+        check(order, wanted, port);
+    }
+    // A primary that is read-only by default is a primary all the same.
+    primary.configure("default_transaction_read_only", "on");
+    primary.reload();
+    crate::support::wait_for(Duration::from_secs(10), "the setting", || {
+        primary.value("show default_transaction_read_only") == "on"
+    });
+    let cases = [
+        ([nobody, s, p], "primary", Some(p)),
+        ([nobody, p, s], "standby", Some(s)),
+        ([nobody, p, s], "prefer-standby", Some(s)),
+        ([nobody, s, p], "read-write", None),
+        ([nobody, p, s], "read-only", Some(p)),
+    ];
+    for (order, wanted, port) in cases {
+        check(order, wanted, port);
     }
 }
 
+/// A running standby of a running primary.
+pub(crate) fn standby_of(scratch: &Scratch, primary: &Cluster, name: &str) -> Cluster {
+    let fast = BackupRequest {
+        fast: true,
+        ..BackupRequest::default()
+    };
+    let received = receive(&mut replication(primary), &fast).expect("a backup");
+    let copy = unpack(scratch, &received.archives[&None], &format!("copy-{name}"));
+    give_to_postgres(&copy, 0o700);
+    let signal = scratch.file(format!("copy-{name}/standby.signal"), "");
+    give_to_postgres(&signal, 0o600);
+    let mut standby = Cluster::builder(scratch, name)
+        .config("primary_conninfo", over_socket(primary))
+        .on(copy);
+    standby.start();
+    standby
+}
+
 /// The archives of a base backup, as directories unpacked by tar(1), and its manifest.
-struct Received {
+pub(crate) struct Received {
     archives: BTreeMap<Option<u32>, Vec<u8>>,
     manifest: Vec<u8>,
     findings: bool,
     notices: usize,
 }
 
-fn receive(conn: &mut Conn, request: &BackupRequest) -> Result<Received> {
+pub(crate) fn receive(conn: &mut Conn, request: &BackupRequest) -> Result<Received> {
     let mut backup = BaseBackup::start(conn, request)?;
     let start = backup.start;
     let mut received = Received {
@@ -669,7 +695,7 @@ fn receive(conn: &mut Conn, request: &BackupRequest) -> Result<Received> {
     }
 }
 
-fn unpack(scratch: &Scratch, archive: &[u8], into: &str) -> PathBuf {
+pub(crate) fn unpack(scratch: &Scratch, archive: &[u8], into: &str) -> PathBuf {
     let tar = scratch.file(format!("{into}.tar"), archive);
     let dir = scratch.dir(into);
     let out = run(Command::new("tar")

@@ -1,7 +1,6 @@
 //! Taking a base backup through one BASE_BACKUP stream: no file of the server's host is touched. The server's tar
 //! archives are taken apart and put together again as our parts; its manifest is kept as it came.
 
-use super::now;
 use super::pack::{BAD_PAGES_NAMED, Packing};
 use super::plan::{Plan, Submit};
 use super::push::{Facts, Job, Stored, Taken, finished_parts};
@@ -14,9 +13,10 @@ use crate::archive::sentinel::{Mode, PageChecksums};
 use crate::codec::tar::{self, EntryKind, Event, Header, Splitter};
 use crate::error::{Error, Kind, Result, from_io};
 use crate::pg::label::BackupLabel;
-use crate::pg::{Lsn, SegmentSize, TimelineId};
+use crate::pg::{Lsn, TimelineId};
 use crate::wire::Conn;
 use crate::wire::base_backup::{BackupEvent, BackupRequest, BaseBackup};
+use crate::work::now;
 use crate::work::pool;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -44,9 +44,8 @@ impl Job<'_> {
         let system = conn.identify_system()?;
         let version = conn.server_version();
         let history = history::of_server(conn, system.timeline)?;
-        let segment_size = parse_size(&conn.show("wal_segment_size")?)?;
-        let mode = conn.show("data_directory_mode")?;
-        let mode = u32::from_str_radix(mode.trim(), 8).unwrap_or(0o700);
+        let segment_size = conn.wal_segment_size()?;
+        let mode = conn.data_directory_mode()?;
         if is_standby(conn)? {
             return Err(standby());
         }
@@ -435,20 +434,6 @@ fn refuse_promotion(start: TimelineId, stop: TimelineId) -> Result<()> {
     )
 }
 
-/// `16MB`, `1GB`, as SHOW prints it.
-fn parse_size(text: &str) -> Result<SegmentSize> {
-    let unit = |suffix: &str, bytes: u64| {
-        text.strip_suffix(suffix)
-            .and_then(|number| number.trim().parse::<u64>().ok())
-            .map(|n| n.saturating_mul(bytes))
-    };
-    let bytes = unit("MB", 1 << 20)
-        .or_else(|| unit("GB", 1 << 30))
-        .or_else(|| unit("kB", 1 << 10));
-    SegmentSize::new(bytes.unwrap_or(0))
-        .map_err(|e| e.context(format!("the server says wal_segment_size is \"{text}\"")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -492,21 +477,6 @@ mod tests {
             ("could not stat file", false),
         ] {
             assert_eq!(refuse_gap(warning).is_err(), refused, "{warning}");
-        }
-    }
-
-    #[test]
-    fn sizes_as_show_prints_them() {
-        for (text, bytes) in [
-            ("16MB", 16 << 20),
-            ("1MB", 1 << 20),
-            ("1GB", 1 << 30),
-            ("1024kB", 1 << 20),
-        ] {
-            assert_eq!(parse_size(text).unwrap().bytes(), bytes, "{text}");
-        }
-        for text in ["", "16", "17MB", "2GB", "MB", "99999999999999999999GB"] {
-            assert!(parse_size(text).is_err(), "{text}");
         }
     }
 }

@@ -28,6 +28,25 @@ impl SegmentSize {
         .detail("WAL segments are a power of two from 1 MiB to 1 GiB."))
     }
 
+    /// Parses the setting `wal_segment_size` as SHOW prints it: `16MB`, `1GB`.
+    pub fn from_setting(text: &str) -> Result<SegmentSize> {
+        let unit = |suffix: &str, bytes: u64| {
+            let number = text.strip_suffix(suffix)?.trim().parse::<u64>().ok()?;
+            Some(number.saturating_mul(bytes))
+        };
+        let bytes = unit("MB", 1 << 20)
+            .or_else(|| unit("GB", 1 << 30))
+            .or_else(|| unit("kB", 1 << 10));
+        SegmentSize::new(bytes.unwrap_or(0))
+    }
+
+    /// Smaller than PostgreSQL allows, so that simulated disks are quick.
+    #[cfg(test)]
+    pub(crate) const fn tiny(bytes: u32) -> SegmentSize {
+        assert!(bytes.is_power_of_two());
+        SegmentSize(bytes)
+    }
+
     /// The size in bytes.
     pub fn bytes(self) -> u64 {
         u64::from(self.0)
@@ -165,6 +184,22 @@ mod tests {
                 Segment::new(TimelineId(1), segment.number(size).unwrap(), size),
                 segment
             );
+        }
+    }
+
+    #[test]
+    fn sizes_as_show_prints_them() {
+        for (text, bytes) in [
+            ("16MB", 16 << 20),
+            ("1MB", 1 << 20),
+            ("1GB", 1 << 30),
+            ("1024kB", 1 << 20),
+        ] {
+            let size = SegmentSize::from_setting(text).unwrap();
+            assert_eq!(size.bytes(), bytes, "{text}");
+        }
+        for text in ["", "16", "17MB", "2GB", "MB", "99999999999999999999GB"] {
+            assert!(SegmentSize::from_setting(text).is_err(), "{text}");
         }
     }
 

@@ -1,10 +1,11 @@
-//! The replication commands that are not streams, and the text of BASE_BACKUP.
+//! The replication commands that are not streams, and the texts of those that are.
 
 use super::base_backup::BackupRequest;
+use super::codec;
 use super::conn::Conn;
 use crate::error::{Error, Kind, Result};
 use crate::pg::version::{CommandForm, ServerVersion};
-use crate::pg::{Lsn, SystemId, TimelineId};
+use crate::pg::{Lsn, SegmentSize, SystemId, TimelineId};
 
 /// The answer to IDENTIFY_SYSTEM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,43 @@ impl Conn {
     pub fn timeline_history(&mut self, timeline: TimelineId) -> Result<String> {
         let rows = self.query(&format!("TIMELINE_HISTORY {}", timeline.0))?;
         rows.need(0, "content").map(str::to_string)
+    }
+
+    /// The same with the name of the file and byte by byte: for a copy that must be the server's, whatever encoding the
+    /// reasons in it are in. A server that names another file is `Kind::Protocol`.
+    pub fn timeline_history_raw(&mut self, timeline: TimelineId) -> Result<(String, Vec<u8>)> {
+        let row = self.query_row_bytes(&format!("TIMELINE_HISTORY {}", timeline.0))?;
+        let [name, content] = <[_; 2]>::try_from(row)
+            .map_err(|_| codec::malformed("A timeline history is a name and a content."))?;
+        let due = timeline.history_name();
+        if name != due.as_bytes() {
+            let name = String::from_utf8_lossy(&name);
+            return Err(Error::new(
+                Kind::Protocol,
+                "the server sent another file than the timeline history that was asked for",
+            )
+            .detail(format!("It is {name:?}, not {due:?}.")));
+        }
+        Ok((due, content))
+    }
+
+    /// The size of the server's WAL segments, in either kind of session.
+    pub fn wal_segment_size(&mut self) -> Result<SegmentSize> {
+        let text = self.show("wal_segment_size")?;
+        SegmentSize::from_setting(&text)
+            .map_err(|e| e.context(format!("the server says wal_segment_size is \"{text}\"")))
+    }
+
+    /// The mode of the server's data directory, 0o700 or 0o750, in either kind of session.
+    pub fn data_directory_mode(&mut self) -> Result<u32> {
+        let text = self.show("data_directory_mode")?;
+        u32::from_str_radix(text.trim(), 8).map_err(|cause| {
+            Error::new(
+                Kind::Protocol,
+                format!("the server says data_directory_mode is \"{text}\""),
+            )
+            .because(cause)
+        })
     }
 
     /// A setting of the server, in either kind of session.
@@ -125,6 +163,18 @@ fn words(request: &BackupRequest) -> Vec<String> {
     list
 }
 
+/// START_REPLICATION, in the grammar of all versions.
+pub(super) fn start_replication(slot: Option<&str>, start: Lsn, timeline: TimelineId) -> String {
+    let slot = slot.map_or(String::new(), |name| format!("SLOT {} ", identifier(name)));
+    format!("START_REPLICATION {slot}PHYSICAL {start} TIMELINE {timeline}")
+}
+
+/// A name of the replication grammar. It knows no quotes in names, no slot has any, and doubled they are a syntax error
+/// rather than the end of the name. Whether it is a good name otherwise is the server's to say.
+pub(super) fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// A literal of the replication grammar: quotes are doubled, backslashes mean nothing.
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
@@ -133,6 +183,19 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn start_replication_quotes_the_slot() {
+        let (lsn, timeline) = (Lsn(0x16_B300_0000), TimelineId(12));
+        assert_eq!(
+            start_replication(None, lsn, timeline),
+            "START_REPLICATION PHYSICAL 16/B3000000 TIMELINE 12"
+        );
+        assert_eq!(
+            start_replication(Some("a\" \\b"), lsn, timeline),
+            "START_REPLICATION SLOT \"a\"\" \\b\" PHYSICAL 16/B3000000 TIMELINE 12"
+        );
+    }
 
     #[test]
     fn base_backup_by_version() {

@@ -19,6 +19,9 @@ use postgres_protocol::message::frontend;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+/// Why the stream is there.
+const NOT_LENT: &str = "whoever borrows the stream keeps the session to himself";
+
 /// What the connection can be used for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
@@ -32,7 +35,8 @@ enum State {
 
 /// A session with PostgreSQL.
 pub struct Conn {
-    stream: Stream,
+    /// None while it is lent to a copy in both directions.
+    stream: Option<Stream>,
     inbox: Inbox,
     route: Route,
     wait: Wait,
@@ -55,7 +59,7 @@ impl Conn {
     /// A stream that is connected but not logged in; `wait` holds for the login.
     pub(super) fn new(stream: Stream, route: Route, wait: Wait) -> Conn {
         Conn {
-            stream,
+            stream: Some(stream),
             inbox: Inbox::new(),
             route,
             wait,
@@ -84,7 +88,7 @@ impl Conn {
 
     /// Whether the connection is under TLS.
     pub fn is_encrypted(&self) -> bool {
-        self.stream.is_encrypted()
+        self.stream.as_ref().is_some_and(Stream::is_encrypted)
     }
 
     /// Where the server is, for messages: `host "x", port 5432`.
@@ -126,7 +130,8 @@ impl Conn {
 
     /// Sends inside a statement or the login.
     pub(super) fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        let sent = self.stream.send(bytes, &self.wait);
+        let stream = self.stream.as_mut().expect(NOT_LENT);
+        let sent = stream.send(bytes, &self.wait);
         sent.map_err(|fault| self.fail(fault))
     }
 
@@ -165,7 +170,7 @@ impl Conn {
 
     /// The server's certificate under TLS.
     pub(super) fn server_certificate(&self) -> Option<&[u8]> {
-        self.stream.server_certificate()
+        self.stream.as_ref()?.server_certificate()
     }
 
     /// Gives the running statement up: asks the server to cancel it. The connection is of no use afterwards.
@@ -173,30 +178,65 @@ impl Conn {
         if self.state == State::Busy {
             self.cancel();
             self.state = State::Broken;
-            self.stream.hang_up();
+            self.hang_up();
         }
     }
 
-    fn next_frame(&mut self) -> Result<Frame> {
-        loop {
-            let Some(frame) = self.inbox.next()? else {
-                self.fill()?;
-                continue;
-            };
+    /// What ends waits of this session early.
+    pub(super) fn stop(&self) -> &Stop {
+        &self.wait.stop
+    }
+
+    /// Gives the stream away for a copy in both directions, where one thread reads and others write. Until it is
+    /// given back only `buffered`, `space` and `filled` may be used.
+    pub(super) fn lend_stream(&mut self) -> Stream {
+        self.stream.take().expect(NOT_LENT)
+    }
+
+    /// Takes the stream back; what is left of the statement may take until `deadline`.
+    pub(super) fn take_back(&mut self, stream: Stream, deadline: Instant) {
+        self.stream = Some(stream);
+        self.wait.deadline = Some(deadline);
+    }
+
+    /// The next message of the statement among the bytes that have arrived; `None` if more are needed.
+    pub(super) fn buffered(&mut self) -> Result<Option<Frame>> {
+        while let Some(frame) = self.inbox.next()? {
             match frame.tag {
                 b'N' | b'S' | b'A' => self.aside(&frame)?,
                 b'Z' => {
                     self.state = State::Idle;
-                    return Ok(frame);
+                    return Ok(Some(frame));
                 }
-                _ => return Ok(frame),
+                _ => return Ok(Some(frame)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Room for bytes of a lent stream. Frames handed out before are gone.
+    pub(super) fn space(&mut self) -> Result<&mut [u8]> {
+        self.inbox.space()
+    }
+
+    /// `count` bytes were read into `space`.
+    pub(super) fn filled(&mut self, count: usize) {
+        self.inbox.filled(count);
+    }
+
+    fn next_frame(&mut self) -> Result<Frame> {
+        loop {
+            match self.buffered()? {
+                Some(frame) => return Ok(frame),
+                None => self.fill()?,
             }
         }
     }
 
     fn fill(&mut self) -> Result<()> {
         let space = self.inbox.space()?;
-        let count = match self.stream.receive(space, &self.wait) {
+        let stream = self.stream.as_mut().expect(NOT_LENT);
+        let count = match stream.receive(space, &self.wait) {
             Ok(0) => return Err(self.fail(stream::closed())),
             Ok(count) => count,
             Err(fault) => return Err(self.fail(fault)),
@@ -227,20 +267,18 @@ impl Conn {
 
     /// Turns a fault into an error; the connection is broken by it.
     fn fail(&mut self, fault: Fault) -> Error {
-        let error = match fault {
-            Fault::Stopped => {
-                self.abandon();
-                stopped(&self.wait.stop)
-            }
-            Fault::TimedOut => {
-                self.abandon();
-                Error::new(Kind::Transient, "PostgreSQL did not answer in time")
-            }
-            Fault::Tls(error) | Fault::Lost(error) => error,
-        };
+        if matches!(fault, Fault::Stopped | Fault::TimedOut) {
+            self.abandon();
+        }
         self.state = State::Broken;
-        self.stream.hang_up();
-        error
+        self.hang_up();
+        error_of_fault(fault, &self.wait.stop)
+    }
+
+    fn hang_up(&mut self) {
+        if let Some(stream) = &mut self.stream {
+            stream.hang_up();
+        }
     }
 
     /// Sends a cancel request over a connection of its own, under TLS if this one is. It is a courtesy: that it
@@ -273,10 +311,8 @@ impl Conn {
 impl Drop for Conn {
     /// Says goodbye if the server listens; a session that is cut off ends on the server as well, later.
     fn drop(&mut self) {
-        if self.state == State::Idle {
-            let mut goodbye = BytesMut::new();
-            frontend::terminate(&mut goodbye);
-            self.stream.part(&goodbye);
+        if let (State::Idle, Some(stream)) = (self.state, &mut self.stream) {
+            stream.part(&goodbye());
         }
     }
 }
@@ -284,6 +320,22 @@ impl Drop for Conn {
 impl std::fmt::Debug for Conn {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Conn({}, {:?})", self.route.place, self.state)
+    }
+}
+
+/// The message that ends a session in order.
+pub(super) fn goodbye() -> BytesMut {
+    let mut message = BytesMut::new();
+    frontend::terminate(&mut message);
+    message
+}
+
+/// A fault as an error.
+pub(super) fn error_of_fault(fault: Fault, stop: &Stop) -> Error {
+    match fault {
+        Fault::Stopped => stopped(stop),
+        Fault::TimedOut => Error::new(Kind::Transient, "PostgreSQL did not answer in time"),
+        Fault::Tls(error) | Fault::Lost(error) => error,
     }
 }
 

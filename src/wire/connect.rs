@@ -42,6 +42,17 @@ pub(super) struct Route {
 }
 
 impl Route {
+    /// The way to no server, for sessions that tests make.
+    #[cfg(test)]
+    pub fn nowhere() -> Route {
+        Route {
+            place: "nowhere".to_string(),
+            address: Address::Unix(std::path::PathBuf::from("/nonexistent")),
+            tcp: TcpOptions::default(),
+            tls: None,
+        }
+    }
+
     /// Connects, and starts TLS if asked; the server must then agree.
     pub fn open(&self, encrypted: bool, wait: &Wait) -> std::result::Result<Stream, Fault> {
         let mut stream = Stream::dial(&self.address, &self.tcp, wait)?;
@@ -158,7 +169,7 @@ impl Search<'_> {
             self.stop.check()?;
             let outcome = self
                 .one_address(host, address, &place)
-                .and_then(|mut conn| is_wanted(&mut conn, wanted).map(|()| conn));
+                .and_then(|mut conn| self.is_wanted(&mut conn, wanted).map(|()| conn));
             match outcome {
                 Ok(conn) => return Ok(conn),
                 Err(error) if error.kind() == Kind::Interrupted => return Err(error),
@@ -347,6 +358,9 @@ impl Search<'_> {
         ];
         if self.options.replication {
             list.push(("replication", "true"));
+            if tells_by_read_only(info.target_session_attrs) {
+                list.push(("default_transaction_read_only", "off"));
+            }
         } else {
             list.push(("database", info.database()));
         }
@@ -355,6 +369,41 @@ impl Search<'_> {
         }
         list
     }
+
+    /// Whether the server is of the wanted sort; `Kind::Transient` if not, so that the next one is asked.
+    fn is_wanted(&self, conn: &mut Conn, wanted: TargetSessionAttrs) -> Result<()> {
+        use TargetSessionAttrs as T;
+        let missing = match wanted {
+            T::Any | T::PreferStandby => return Ok(()),
+            T::ReadWrite if is_read_only(conn)? => "read-write",
+            T::ReadOnly if !is_read_only(conn)? => "read-only",
+            T::Primary if self.is_standby(conn)? => "primary",
+            T::Standby if !self.is_standby(conn)? => "standby",
+            _ => return Ok(()),
+        };
+        let error = Error::new(Kind::Transient, "the server is not of the wanted sort");
+        Err(error.detail(format!("target_session_attrs is {missing}.")))
+    }
+
+    fn is_standby(&self, conn: &mut Conn) -> Result<bool> {
+        if let Some(value) = conn.parameter("in_hot_standby") {
+            return Ok(value == "on");
+        }
+        // Before version 14. A replication session has no functions, but there the only reason left for being
+        // read-only is recovery (see `tells_by_read_only`).
+        if self.options.replication {
+            return Ok(conn.show("transaction_read_only")? == "on");
+        }
+        let rows = conn.query("SELECT pg_catalog.pg_is_in_recovery() AS standby")?;
+        Ok(rows.need(0, "standby")? == "t")
+    }
+}
+
+/// Whether a replication session must begin with read-only transactions off, so that a primary where they are the
+/// default is not taken for a standby. Nothing can be written in such a session anyway.
+fn tells_by_read_only(wanted: TargetSessionAttrs) -> bool {
+    use TargetSessionAttrs as T;
+    matches!(wanted, T::Primary | T::Standby | T::PreferStandby)
 }
 
 /// The attempts of an sslmode, in order.
@@ -415,29 +464,6 @@ fn addresses(host: &HostPort) -> Result<Vec<Address>> {
                 Err(error.because(cause))
             }
         },
-    }
-}
-
-/// Whether the server is of the wanted sort; `Kind::Transient` if not, so that the next one is asked.
-fn is_wanted(conn: &mut Conn, wanted: TargetSessionAttrs) -> Result<()> {
-    use TargetSessionAttrs as T;
-    let missing = match wanted {
-        T::Any | T::PreferStandby => return Ok(()),
-        T::ReadWrite if is_read_only(conn)? => "read-write",
-        T::ReadOnly if !is_read_only(conn)? => "read-only",
-        T::Primary if is_standby(conn)? => "primary",
-        T::Standby if !is_standby(conn)? => "standby",
-        _ => return Ok(()),
-    };
-    let error = Error::new(Kind::Transient, "the server is not of the wanted sort");
-    Err(error.detail(format!("target_session_attrs is {missing}.")))
-}
-
-fn is_standby(conn: &mut Conn) -> Result<bool> {
-    match conn.parameter("in_hot_standby") {
-        Some(value) => Ok(value == "on"),
-        // Before version 14. A replication session has no functions, but a standby is always read-only.
-        None => Ok(conn.show("transaction_read_only")? == "on"),
     }
 }
 

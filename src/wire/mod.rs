@@ -15,6 +15,9 @@ mod connect;
 mod der;
 mod login;
 pub mod notice;
+pub mod replication;
+pub mod session;
+mod slot;
 pub mod sql;
 mod stream;
 mod tls;
@@ -24,6 +27,8 @@ pub use command::Identity;
 pub use conn::Conn;
 pub use connect::ConnectOptions;
 pub use notice::Notice;
+pub use replication::{Arrival, Replication, StatusSender, WalStream};
+pub use slot::{SlotInfo, SlotState};
 pub use sql::Rows;
 
 #[cfg(test)]

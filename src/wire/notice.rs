@@ -40,13 +40,15 @@ impl Notice {
         notice
     }
 
-    /// The same as an error of ours: message, detail and hint are PostgreSQL's own.
+    /// The same as an error of ours: message, detail, hint and SQLSTATE are PostgreSQL's own.
     pub(super) fn into_error(self) -> Error {
         let mut detail = format!("SQLSTATE {}.", self.code);
         if let Some(more) = &self.detail {
             detail = format!("{detail} {more}");
         }
-        let error = Error::new(kind_of(&self.code), self.message).detail(detail);
+        let error = Error::new(kind_of(&self.code), self.message)
+            .detail(detail)
+            .with_sqlstate(&self.code);
         match self.hint {
             Some(hint) => error.hint(hint),
             None => error,
@@ -149,6 +151,7 @@ mod tests {
         assert_eq!(notice.severity, "ERROR");
         let error = notice.into_error();
         assert_eq!(error.kind(), Kind::Protocol);
+        assert_eq!(error.sqlstate(), Some("55000"));
         assert_eq!(
             error.to_string(),
             "WAL level not sufficient for making an online backup\ndetail: SQLSTATE 55000. It is \"minimal\".\n\

@@ -60,3 +60,18 @@ pub(super) fn error(code: &str, text: &str) -> Vec<u8> {
         &fields(&[(b'S', "ERROR"), (b'V', "ERROR"), (b'C', code), (b'M', text)]),
     )
 }
+
+/// A piece of WAL in a CopyData message.
+pub(super) fn wal(lsn: u64, server_end: u64, bytes: &[u8]) -> Vec<u8> {
+    let numbers = [lsn, server_end, 0].map(u64::to_be_bytes).concat();
+    message(b'd', &[b"w", &numbers[..], bytes].concat())
+}
+
+/// A keepalive in a CopyData message.
+pub(super) fn keepalive(server_end: u64, reply_requested: bool) -> Vec<u8> {
+    let numbers = [server_end, 0].map(u64::to_be_bytes).concat();
+    message(
+        b'd',
+        &[b"k", &numbers[..], &[u8::from(reply_requested)]].concat(),
+    )
+}

@@ -57,16 +57,10 @@ impl Rows {
     }
 
     pub(super) fn push(&mut self, body: &DataRowBody) -> Result<()> {
-        let mut row = Vec::with_capacity(self.columns.len());
-        let mut ranges = body.ranges();
-        loop {
-            match ranges.next() {
-                Ok(Some(Some(range))) => row.push(Some(text(&body.buffer()[range])?)),
-                Ok(Some(None)) => row.push(None),
-                Ok(None) => break,
-                Err(cause) => return Err(codec::malformed(format!("{cause}."))),
-            }
-        }
+        let row = values(body)?.into_iter();
+        let row: Vec<_> = row
+            .map(|value| value.map(text).transpose())
+            .collect::<Result<_>>()?;
         if row.len() != self.columns.len() {
             return Err(codec::malformed(
                 "A row has not as many values as there are columns.",
@@ -75,6 +69,20 @@ impl Rows {
         self.rows.push(row);
         Ok(())
     }
+}
+
+/// The values of a row; `None` is NULL.
+fn values(body: &DataRowBody) -> Result<Vec<Option<&[u8]>>> {
+    let ranges = body.ranges();
+    let values = ranges.map(|range| Ok(range.map(|range| &body.buffer()[range])));
+    let values: std::io::Result<Vec<_>> = values.collect();
+    values.map_err(|cause| codec::malformed(format!("{cause}.")))
+}
+
+/// What a result consists of.
+enum Part {
+    Columns(RowDescriptionBody),
+    Row(DataRowBody),
 }
 
 fn text(bytes: &[u8]) -> Result<String> {
@@ -131,26 +139,62 @@ impl Conn {
         }
     }
 
-    /// The result of the running statement, up to ReadyForQuery.
+    /// Runs a statement and gives the values of its one row as they were sent: for what is not text, or in no known
+    /// encoding.
+    pub(super) fn query_row_bytes(&mut self, sql: &str) -> Result<Vec<Vec<u8>>> {
+        let mut out = BytesMut::new();
+        frontend::query(sql, &mut out).map_err(unsendable)?;
+        self.begin(&out)?;
+        let mut rows: Vec<Vec<Vec<u8>>> = Vec::new();
+        self.parts(&mut |part| {
+            if let Part::Row(body) = part {
+                let values = values(&body)?.into_iter();
+                rows.push(values.map(|v| v.unwrap_or_default().to_vec()).collect());
+            }
+            Ok(())
+        })?;
+        match <[_; 1]>::try_from(rows) {
+            Ok([row]) => Ok(row),
+            Err(rows) => Err(codec::malformed(format!(
+                "A result has {} rows; one was due.",
+                rows.len()
+            ))),
+        }
+    }
+
+    /// The result of the running statement as text.
     fn result(&mut self) -> Result<Rows> {
-        let (mut rows, mut bytes, mut error) = (Rows::default(), 0, None);
+        let mut rows = Rows::default();
+        self.parts(&mut |part| {
+            match part {
+                Part::Columns(body) => rows = Rows::begin(&body)?,
+                Part::Row(body) => rows.push(&body)?,
+            }
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
+    /// The result of the running statement, up to ReadyForQuery.
+    fn parts(&mut self, each: &mut dyn FnMut(Part) -> Result<()>) -> Result<()> {
+        let (mut bytes, mut error) = (0, None);
         loop {
             let frame = self.next()?;
             match self.message(&frame)? {
-                Message::RowDescription(body) => rows = Rows::begin(&body)?,
+                Message::RowDescription(body) => each(Part::Columns(body))?,
                 Message::DataRow(body) => {
                     bytes += self.body(&frame).len();
                     if bytes > RESULT_BYTES_MAX {
                         self.abandon();
                         return Err(too_large());
                     }
-                    rows.push(&body)?;
+                    each(Part::Row(body))?;
                 }
                 Message::ErrorResponse(body) => {
                     error.get_or_insert(Notice::from_fields(body.fields()));
                 }
                 Message::ReadyForQuery(_) => {
-                    return error.map_or(Ok(rows), |notice| Err(notice.into_error()));
+                    return error.map_or(Ok(()), |notice| Err(notice.into_error()));
                 }
                 Message::CommandComplete(_)
                 | Message::EmptyQueryResponse

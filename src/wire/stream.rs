@@ -145,9 +145,21 @@ struct Tls {
     end: usize,
 }
 
+/// What a thread needs to wait for bytes of a stream that another one may be using meanwhile. It keeps the descriptor
+/// open, so it never waits for a stranger's.
+pub(super) struct Readable(Arc<Socket>);
+
+impl Readable {
+    /// Waits until there is something to read, be it the end. Bytes that TLS has taken off the socket already do not
+    /// show here: try to read first.
+    pub fn wait(&self, wait: &Wait) -> Result<(), Fault> {
+        wait.ready(self.0.fd(), PollFlags::IN)
+    }
+}
+
 /// A connected socket, under TLS once `start_tls` was called.
 pub(super) struct Stream {
-    socket: Socket,
+    socket: Arc<Socket>,
     tls: Option<Box<Tls>>,
 }
 
@@ -158,7 +170,25 @@ impl Stream {
             Address::Tcp(address) => Socket::Tcp(dial_tcp(address, options, wait)?),
             Address::Unix(path) => Socket::Unix(dial_unix(path, wait)?),
         };
-        Ok(Stream { socket, tls: None })
+        Ok(Stream {
+            socket: Arc::new(socket),
+            tls: None,
+        })
+    }
+
+    /// One end of a socket pair, so that tests can be the server.
+    #[cfg(test)]
+    pub fn over(socket: UnixStream) -> Stream {
+        socket.set_nonblocking(true).expect("a socket");
+        Stream {
+            socket: Arc::new(Socket::Unix(socket)),
+            tls: None,
+        }
+    }
+
+    /// Lets another thread wait for what comes.
+    pub fn readable(&self) -> Readable {
+        Readable(self.socket.clone())
     }
 
     /// Whether TLS is on.
@@ -205,7 +235,7 @@ impl Stream {
             if !tls.session.is_handshaking() {
                 break;
             }
-            if !tls.feed(&self.socket, wait)? && tls.receive(&self.socket, wait)? == 0 {
+            if !tls.feed(&self.socket)? && tls.receive(&self.socket, wait)? == 0 {
                 return Err(Fault::Tls(tls::hung_up()));
             }
         }
@@ -221,9 +251,9 @@ impl Stream {
             return tls.flush(&self.socket, wait);
         }
         while !bytes.is_empty() {
-            match (&mut &self.socket).write(bytes) {
+            match (&mut &*self.socket).write(bytes) {
                 Ok(count) => bytes = &bytes[count..],
-                Err(cause) => retry_when(cause, &self.socket, PollFlags::OUT, wait)?,
+                Err(cause) => wait_to_send(cause, &self.socket, wait)?,
             }
         }
         Ok(())
@@ -231,22 +261,37 @@ impl Stream {
 
     /// Reads what there is, at least one byte; 0 when the server has closed the connection.
     pub fn receive(&mut self, into: &mut [u8], wait: &Wait) -> Result<usize, Fault> {
+        loop {
+            // A fast server never makes us wait, and a stop must be seen all the same.
+            wait.slice()?;
+            match self.try_receive(into)? {
+                Some(count) => return Ok(count),
+                None => wait.ready(self.socket.fd(), PollFlags::IN)?,
+            }
+        }
+    }
+
+    /// Reads what there is now, without waiting: `None` if that is nothing, 0 when the server has closed the
+    /// connection.
+    pub fn try_receive(&mut self, into: &mut [u8]) -> Result<Option<usize>, Fault> {
         let Some(tls) = &mut self.tls else {
-            return receive(&self.socket, into, wait);
+            return read_now(&self.socket, into);
         };
         loop {
             match tls.session.reader().read(into) {
-                Ok(count) => return Ok(count),
+                Ok(count) => return Ok(Some(count)),
                 Err(cause) if cause.kind() == ErrorKind::WouldBlock => {}
                 // The server does not always say goodbye in TLS; a cut is noticed by our own framing.
-                Err(cause) if cause.kind() == ErrorKind::UnexpectedEof => return Ok(0),
+                Err(cause) if cause.kind() == ErrorKind::UnexpectedEof => return Ok(Some(0)),
                 Err(cause) => return Err(lost("could not read from PostgreSQL", cause)),
             }
-            if tls.feed(&self.socket, wait)? {
+            if tls.feed(&self.socket)? {
                 continue;
             }
-            if tls.receive(&self.socket, wait)? == 0 {
-                return Ok(0);
+            match tls.refill(&self.socket)? {
+                Some(0) => return Ok(Some(0)),
+                Some(_) => {}
+                None => return Ok(None),
             }
         }
     }
@@ -260,11 +305,11 @@ impl Stream {
     /// Sends last words if the socket takes them at once; nobody waits for that.
     pub fn part(&mut self, bytes: &[u8]) {
         match &mut self.tls {
-            None => drop((&mut &self.socket).write(bytes)),
+            None => drop((&mut &*self.socket).write(bytes)),
             Some(tls) => {
                 drop(tls.session.writer().write_all(bytes));
                 tls.session.send_close_notify();
-                drop(tls.session.write_tls(&mut &self.socket));
+                drop(tls.session.write_tls(&mut &*self.socket));
             }
         }
     }
@@ -273,26 +318,46 @@ impl Stream {
 impl Tls {
     /// Sends what the session wants to send.
     fn flush(&mut self, socket: &Socket, wait: &Wait) -> Result<(), Fault> {
-        while self.session.wants_write() {
-            match self.session.write_tls(&mut &*socket) {
-                Ok(_) => {}
-                Err(cause) => retry_when(cause, socket, PollFlags::OUT, wait)?,
-            }
+        while !self.flush_now(socket)? {
+            wait.ready(socket.fd(), PollFlags::OUT)?;
         }
         Ok(())
     }
 
-    /// Fetches encrypted bytes; 0 at the end of the connection.
+    /// Sends of it what the socket takes now; false if that was not all.
+    fn flush_now(&mut self, socket: &Socket) -> Result<bool, Fault> {
+        while self.session.wants_write() {
+            match self.session.write_tls(&mut &*socket) {
+                Ok(_) => {}
+                Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(false),
+                Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+                Err(cause) => return Err(lost("lost the connection to PostgreSQL", cause)),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits for encrypted bytes; 0 at the end of the connection.
     fn receive(&mut self, socket: &Socket, wait: &Wait) -> Result<usize, Fault> {
+        loop {
+            match self.refill(socket)? {
+                Some(count) => return Ok(count),
+                None => wait.ready(socket.fd(), PollFlags::IN)?,
+            }
+        }
+    }
+
+    /// Fetches the encrypted bytes that are there now, if any; 0 at the end of the connection.
+    fn refill(&mut self, socket: &Socket) -> Result<Option<usize>, Fault> {
         assert!(self.start == self.end, "all of the last read is used");
-        let count = receive(socket, &mut self.cipher, wait)?;
-        (self.start, self.end) = (0, count);
+        let count = read_now(socket, &mut self.cipher)?;
+        (self.start, self.end) = (0, count.unwrap_or(0));
         Ok(count)
     }
 
     /// Gives the session a piece of the encrypted bytes at hand; false if there are none. The caller must read the
     /// plain text after each call: the session buffers few records and fails when it cannot take more.
-    fn feed(&mut self, socket: &Socket, wait: &Wait) -> Result<bool, Fault> {
+    fn feed(&mut self, socket: &Socket) -> Result<bool, Fault> {
         if self.start == self.end {
             return Ok(false);
         }
@@ -304,7 +369,8 @@ impl Tls {
             drop(self.session.write_tls(&mut &*socket));
             return Err(Fault::Tls(tls::refused(cause)));
         }
-        self.flush(socket, wait)?;
+        // What TLS has to answer goes out now, or with what is sent next: reading must not wait for writing.
+        self.flush_now(socket)?;
         Ok(true)
     }
 }
@@ -376,25 +442,30 @@ fn open_socket(family: AddressFamily) -> Result<OwnedFd, Fault> {
 }
 
 fn receive(socket: &Socket, into: &mut [u8], wait: &Wait) -> Result<usize, Fault> {
-    // A fast server never makes us wait, and a stop must be seen all the same.
-    wait.slice()?;
+    loop {
+        match read_now(socket, into)? {
+            Some(count) => return Ok(count),
+            None => wait.ready(socket.fd(), PollFlags::IN)?,
+        }
+    }
+}
+
+/// Reads what there is, without waiting.
+fn read_now(socket: &Socket, into: &mut [u8]) -> Result<Option<usize>, Fault> {
     loop {
         match (&mut &*socket).read(into) {
-            Ok(count) => return Ok(count),
-            Err(cause) => retry_when(cause, socket, PollFlags::IN, wait)?,
+            Ok(count) => return Ok(Some(count)),
+            Err(cause) if cause.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(cause) if cause.kind() == ErrorKind::Interrupted => {}
+            Err(cause) => return Err(lost("lost the connection to PostgreSQL", cause)),
         }
     }
 }
 
 /// Waits if the socket only was not ready; anything else ends the connection.
-fn retry_when(
-    cause: std::io::Error,
-    socket: &Socket,
-    events: PollFlags,
-    wait: &Wait,
-) -> Result<(), Fault> {
+fn wait_to_send(cause: std::io::Error, socket: &Socket, wait: &Wait) -> Result<(), Fault> {
     match cause.kind() {
-        ErrorKind::WouldBlock => wait.ready(socket.fd(), events),
+        ErrorKind::WouldBlock => wait.ready(socket.fd(), PollFlags::OUT),
         ErrorKind::Interrupted => Ok(()),
         _ => Err(lost("lost the connection to PostgreSQL", cause)),
     }
