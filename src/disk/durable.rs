@@ -1,6 +1,6 @@
 //! The one recipe that gives a file its final name: temporary file, sync its data, link or rename, sync the
 //! directory. At every moment, also after power loss, the final name is absent (or what it was) or whole, and when
-//! `publish` has answered Ok it stays. `sim` breaks the recipe in each step and must notice.
+//! `publish` has answered Ok it stays. `durable_sim` breaks the recipe in each step and must notice.
 
 use super::os::{HeldDir, OsDir};
 use super::{FileKind, Fs, FsFile, failed, lstat, open, parent_of, remove_file, sync_dir};
@@ -53,7 +53,7 @@ impl NewFile {
 
 impl<F: Fs> NewFile<F> {
     /// Begins a file in the directory `fs`, which is the one that `dest` names.
-    pub(super) fn create_in(fs: F, dest: &Path) -> Result<NewFile<F>> {
+    pub fn create_in(fs: F, dest: &Path) -> Result<NewFile<F>> {
         let temp = temp_name(final_name(dest)?)?;
         let file = fs
             .create_new(&temp)
@@ -151,6 +151,14 @@ impl<F: Fs> Drop for NewFile<F> {
             log::debug!("could not remove temporary file {temp:?}: {e}");
         }
     }
+}
+
+/// Replaces a small file in one step, so that no reader ever sees half of it. Nothing is synced: after power loss it may
+/// be empty, so this is only for what a living process tells of itself.
+pub fn replace_unsynced(dest: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = NewFile::create(dest, 0o644)?;
+    file.write_all_at(0, bytes)?;
+    file.enter(Publish::Replace)
 }
 
 /// Syncs an existing file and its directory, before "it is there already" is believed: whoever wrote it may have

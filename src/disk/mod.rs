@@ -2,15 +2,17 @@
 //! the kernel may have dropped the pages, so a second sync would answer Ok for bytes that are gone.
 //!
 //! `Fs` and `FsFile` are the seam for code that must survive power loss. `os` is the real directory, `sim` (tests)
-//! the disk that forgets, `durable` the one recipe that gives a file its final name. `tree` reads and rebuilds data
-//! directories, `lock` keeps a second seawall out.
+//! the disk that forgets, `durable` the one recipe that gives a new file its final name. `tree` reads and rebuilds
+//! data directories, `lock` keeps a second seawall out.
 
 pub mod bulk;
 pub mod durable;
+#[cfg(test)]
+mod durable_sim;
 pub mod lock;
 pub mod os;
 #[cfg(test)]
-mod sim;
+pub(crate) mod sim;
 pub mod tree;
 
 use crate::error::{Error, Kind, Result};
@@ -50,6 +52,8 @@ pub trait Fs {
 
 /// A file of an `Fs`. Reads and writes are positional, so threads may share it.
 pub trait FsFile {
+    /// Fills `bytes` from `offset` on; `UnexpectedEof` if the file ends before.
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Cuts or extends (with zeros) to `len` bytes.
@@ -64,6 +68,43 @@ pub trait FsFile {
     fn sync_data(&self) -> io::Result<()>;
     /// Asks to begin writing a range to the disk now, so that a later sync finds less to do. Promises nothing.
     fn start_writeback(&self, _offset: u64, _bytes: u64) {}
+}
+
+/// Several parts of a program may use one open directory.
+impl<F: Fs> Fs for &F {
+    type File = F::File;
+
+    fn create_new(&self, name: &OsStr) -> io::Result<F::File> {
+        (**self).create_new(name)
+    }
+
+    fn open(&self, name: &OsStr) -> io::Result<F::File> {
+        (**self).open(name)
+    }
+
+    fn link(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        (**self).link(from, to)
+    }
+
+    fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        (**self).rename(from, to)
+    }
+
+    fn rename_new(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        (**self).rename_new(from, to)
+    }
+
+    fn remove(&self, name: &OsStr) -> io::Result<()> {
+        (**self).remove(name)
+    }
+
+    fn list(&self) -> io::Result<Vec<OsString>> {
+        (**self).list()
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        (**self).sync_dir()
+    }
 }
 
 /// What a name stands for.

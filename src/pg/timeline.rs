@@ -105,6 +105,17 @@ impl TimelineHistory {
         }
     }
 
+    /// Each timeline with the range of the WAL that it holds on this way, from and up to, oldest first. A range is empty
+    /// where a timeline was left before it had any WAL of its own.
+    pub fn ranges(&self) -> impl Iterator<Item = (TimelineId, Lsn, Lsn)> {
+        (0..=self.ancestors.len()).map(|at| {
+            let from = self.begin(at);
+            let end = self.ancestors[at..].iter().map(|a| a.end).min();
+            let end = end.unwrap_or(Lsn(u64::MAX)).max(from);
+            (self.timeline_at(at), from, end)
+        })
+    }
+
     /// Where `timeline` was left on the way to this one; `None` for this one itself, a stranger, and an ancestor that
     /// holds nothing on this way.
     pub fn left_at(&self, timeline: TimelineId) -> Option<Lsn> {
@@ -166,11 +177,32 @@ mod tests {
             );
         }
         assert!(history.contains(TimelineId(2)) && !history.contains(TimelineId(3)));
+        let ranges: Vec<_> = history.ranges().map(|(t, a, b)| (t.0, a.0, b.0)).collect();
+        let expected = [
+            (1, 0, 0x300_0000),
+            (2, 0x300_0000, 0x500_0060),
+            (4, 0x500_0060, u64::MAX),
+        ];
+        assert_eq!(ranges, expected);
     }
 
     /// What PostgreSQL 15 wrote: timeline 2 left 1 at 0/C000B8, and a recovery along 2 ended at 0/B000B8.
     const BACK: &str =
         "1\t0/C000B8\tbefore 2026-11-27 09:12:00+00\n2\t0/B000B8\tat restore point \"x\"\n";
+
+    #[test]
+    fn ranges_are_what_timelines_hold() {
+        let history = TimelineHistory::parse(TimelineId(3), BACK).unwrap();
+        let ranges: Vec<_> = history.ranges().map(|(t, a, b)| (t.0, a.0, b.0)).collect();
+        let (back, on) = (0xB0_00B8, 0xC0_00B8);
+        assert_eq!(ranges, [(1, 0, back), (2, on, on), (3, back, u64::MAX)]);
+        for (timeline, from, to) in history.ranges() {
+            if from < to {
+                assert_eq!(history.holding(from), timeline);
+                assert_eq!(history.holding(Lsn(to.0 - 1)), timeline);
+            }
+        }
+    }
 
     #[test]
     fn an_ancestor_left_before_it_began_holds_nothing() {
