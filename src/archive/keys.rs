@@ -2,7 +2,7 @@
 
 use crate::codec::Method;
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Segment, SegmentSize, TimelineId, WalName};
+use crate::pg::{Lsn, Segment, SegmentSize, TimelineId, WalName};
 use crate::store::Key;
 use std::fmt;
 use std::str::FromStr;
@@ -74,14 +74,55 @@ pub fn wal_in_any_form(key: &Key) -> Option<WalName> {
     })
 }
 
+/// What `wal-receive` has of a segment that is still being written. Always zstd, whose frames without content hold the
+/// facts, so that there is one name for it and "replaced only by a longer one" means something.
+pub fn growing(segment: Segment) -> Key {
+    key(format!("{WAL}{segment}{GROWING}"))
+}
+
+const GROWING: &str = ".growing.zst";
+
+/// The segment of such a key.
+pub fn parse_growing(key: &Key) -> Option<Segment> {
+    let file = key.as_str().strip_prefix(WAL)?;
+    Segment::parse(file.strip_suffix(GROWING)?)
+}
+
+/// The codec of a `.partial` segment, under its own name or beside another one (`partial_beside`).
+pub fn parse_partial(key: &Key, segment: Segment) -> Option<Option<Method>> {
+    let begin = format!("{WAL}{segment}.partial");
+    let rest = key.as_str().strip_prefix(&begin)?;
+    let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    let beside = |text: &str| text.len() == 8 && text.bytes().all(digit);
+    match rest.split('.').skip(1).collect::<Vec<_>>()[..] {
+        [] if rest.is_empty() => Some(None),
+        [extension] => Method::from_extension(extension).map(Some),
+        [digits, extension] if beside(digits) => Method::from_extension(extension).map(Some),
+        _ => None,
+    }
+}
+
+/// The marker of WAL that was knowingly skipped on a timeline, as `parse_gap` reads it.
+pub fn gap(timeline: TimelineId, start: Lsn, end: Lsn) -> Key {
+    key(format!(
+        "{GAPS}{:08X}_{:016X}_{:016X}.json",
+        timeline.0, start.0, end.0
+    ))
+}
+
+/// Where the markers of one timeline begin.
+pub fn gaps_of(timeline: TimelineId) -> String {
+    format!("{GAPS}{:08X}_", timeline.0)
+}
+
 /// A marker of skipped WAL: `gaps/<timeline>_<start>_<end>.json`, positions in 16 hexadecimal digits.
-pub fn parse_gap(key: &Key) -> Option<(TimelineId, u64, u64)> {
+pub fn parse_gap(key: &Key) -> Option<(TimelineId, Lsn, Lsn)> {
     let stem = key.as_str().strip_prefix(GAPS)?.strip_suffix(".json")?;
     let mut parts = stem.split('_');
     let timeline = TimelineId::parse_hex(parts.next()?)?;
     let start = u64::from_str_radix(parts.next()?, 16).ok()?;
     let end = u64::from_str_radix(parts.next()?, 16).ok()?;
-    (parts.next().is_none() && start < end).then_some((timeline, start, end))
+    (parts.next().is_none() && start < end).then_some((timeline, Lsn(start), Lsn(end)))
 }
 
 /// A base backup's name: start segment and byte offset in it, `base_<24 hex>_<8 decimal>`.
@@ -270,6 +311,23 @@ mod tests {
             assert_eq!(is_beside(&file), ending.contains("0123abcd"), "{ending}");
         }
 
+        let segment = Segment::parse("00000001000000000000000A").unwrap();
+        assert_eq!(parse_growing(&growing(segment)), Some(segment));
+        assert_eq!(wal_in_any_form(&growing(segment)), None);
+        for (ending, method) in [
+            (".partial", Some(None)),
+            (".partial.lz4", Some(Some(Method::Lz4))),
+            (".partial.0123abcd.zst", Some(Some(Method::Zstd))),
+            (".partial.0123abcd", None),
+            (".partial.br", None),
+            (".partial.zst.aes", None),
+            (".growing.zst", None),
+            ("", None),
+        ] {
+            let file = key(format!("wal_005/{segment}{ending}"));
+            assert_eq!(parse_partial(&file, segment), method, "{ending}");
+        }
+
         let id: BackupId = "base_000000010000000000000002_00000040".parse().unwrap();
         assert_eq!(
             parse_backup(&id.sentinel()),
@@ -287,8 +345,14 @@ mod tests {
             parse_gap(&key(
                 "gaps/00000001_0000000003000000_0000000005000000.json".into()
             )),
-            Some((TimelineId(1), 0x300_0000, 0x500_0000))
+            Some((TimelineId(1), Lsn(0x300_0000), Lsn(0x500_0000)))
         );
+        let marker = gap(TimelineId(1), Lsn(0x300_0000), Lsn(0x500_0000));
+        assert_eq!(
+            marker.as_str(),
+            "gaps/00000001_0000000003000000_0000000005000000.json"
+        );
+        assert!(marker.as_str().starts_with(&gaps_of(TimelineId(1))));
         assert_eq!(
             parse_gap(&key(
                 "gaps/00000001_0000000005000000_0000000003000000.json".into()

@@ -3,11 +3,15 @@
 //! An `Archive` is a store with a meaning. Opening it asks the store nothing; each verb asks what it needs.
 
 pub mod catalog;
+pub mod gaps;
+pub mod growing;
 pub mod identity;
 pub mod keys;
 pub mod object;
 pub mod sentinel;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod wal;
 
 use crate::codec::Compression;

@@ -31,14 +31,18 @@ impl Write for ObjectWriter<'_> {
 struct Sink<'a> {
     store: &'a dyn Store,
     key: Key,
+    when: When,
     piece: Vec<u8>,
     sent: u64,
     pieces: u32,
     /// Of what was stored; none where nobody asks for it.
     digest: Option<Sha256>,
     upload: Option<Box<dyn Upload>>,
-    hold: Option<Box<dyn FnOnce() -> Result<()> + Send + 'a>>,
+    hold: Option<Ready<'a>>,
 }
+
+/// Asked before the first byte is sent.
+type Ready<'a> = Box<dyn FnOnce() -> Result<()> + Send + 'a>;
 
 impl<'a> ObjectWriter<'a> {
     /// Nothing reaches the store before a whole piece is filled.
@@ -57,8 +61,26 @@ impl<'a> ObjectWriter<'a> {
         compression: Compression,
         ready: impl FnOnce() -> Result<()> + Send + 'a,
     ) -> Result<ObjectWriter<'a>> {
-        let mut sink = Sink::held(store, key, ready);
+        let sink = Sink::new(store, key, When::Absent, Box::new(ready));
+        ObjectWriter::into_sink(sink, compression)
+    }
+
+    /// Replaces what has the name, in one step. `front` goes before the frames as it is: a frame without content.
+    pub fn replacing(
+        store: &'a dyn Store,
+        key: Key,
+        compression: Compression,
+        front: &[u8],
+    ) -> Result<ObjectWriter<'a>> {
+        let mut sink = Sink::new(store, key, When::Always, Box::new(|| Ok(())));
         sink.digest = Some(Sha256::new());
+        sink.write_all(front)
+            .map_err(|e| from_io("could not send the object", e))?;
+        ObjectWriter::into_sink(sink, compression)
+    }
+
+    fn into_sink(mut sink: Sink<'a>, compression: Compression) -> Result<ObjectWriter<'a>> {
+        sink.digest.get_or_insert_default();
         Ok(ObjectWriter {
             encoder: Encoder::new(compression, sink)?,
             codec: compression.method.to_string(),
@@ -94,7 +116,7 @@ impl<'a> FrameWriter<'a> {
         key: Key,
         ready: impl FnOnce() -> Result<()> + Send + 'a,
     ) -> FrameWriter<'a> {
-        FrameWriter(Sink::held(store, key, ready))
+        FrameWriter(Sink::new(store, key, When::Absent, Box::new(ready)))
     }
 
     /// The next frame, whole.
@@ -111,20 +133,17 @@ impl<'a> FrameWriter<'a> {
 }
 
 impl<'a> Sink<'a> {
-    fn held(
-        store: &'a dyn Store,
-        key: Key,
-        ready: impl FnOnce() -> Result<()> + Send + 'a,
-    ) -> Sink<'a> {
+    fn new(store: &'a dyn Store, key: Key, when: When, ready: Ready<'a>) -> Sink<'a> {
         Sink {
             store,
             key,
+            when,
             piece: Vec::new(),
             sent: 0,
             pieces: 0,
             digest: None,
             upload: None,
-            hold: Some(Box::new(ready)),
+            hold: Some(ready),
         }
     }
 
@@ -136,7 +155,7 @@ impl<'a> Sink<'a> {
         self.wait()?;
         let upload = match &mut self.upload {
             Some(upload) => upload,
-            none => none.insert(self.store.begin(&self.key, When::Absent)?),
+            none => none.insert(self.store.begin(&self.key, self.when)?),
         };
         upload.piece(self.pieces, self.sent, &self.piece)?;
         self.sent += self.piece.len() as u64;
@@ -154,7 +173,7 @@ impl<'a> Sink<'a> {
             Some(upload) => upload.finish(self.pieces, self.sent).map(|()| self.sent),
             None => self
                 .store
-                .put(&self.key, &self.piece, When::Absent)
+                .put(&self.key, &self.piece, self.when)
                 .map(|()| self.piece.len() as u64),
         }
     }

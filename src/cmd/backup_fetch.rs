@@ -11,7 +11,7 @@ use crate::backup::recovery::{Target, target_time};
 use crate::backup::spec::Placement;
 use crate::disk;
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Lsn, SegmentSize};
+use crate::pg::{Lsn, SegmentSize, TimelineId};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use std::path::Path;
 use std::path::PathBuf;
@@ -70,6 +70,17 @@ pub struct Recovery {
     pub standby: bool,
     /// In place of the one that seawall writes.
     pub restore_command: Option<String>,
+    /// What the one that seawall writes may fetch beside the archive's complete segments.
+    pub last_wal: LastWal,
+}
+
+/// Options of the `wal-fetch` in the `restore_command`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastWal {
+    /// `--spool`, absolute.
+    pub spool: Option<PathBuf>,
+    /// `--partial`.
+    pub partial: bool,
 }
 
 /// The verb's command line.
@@ -134,7 +145,7 @@ fn tablespace_options() -> [Arg; 4] {
     ]
 }
 
-fn recovery_options() -> [Arg; 5] {
+fn recovery_options() -> [Arg; 7] {
     [
         Arg::new("recovery")
             .long("recovery")
@@ -153,6 +164,25 @@ fn recovery_options() -> [Arg; 5] {
             .long("restore-command")
             .value_name("COMMAND")
             .help("The restore_command to write in place of seawall's own"),
+        Arg::new("spool")
+            .long("spool")
+            .value_name("DIR")
+            .value_parser(clap::value_parser!(PathBuf))
+            .conflicts_with("restore-command")
+            .help("Let the restore_command look in this directory of a receiver, too")
+            .long_help(
+                "Let the restore_command fetch what is not in the archive from this directory of a receiver, or\n\
+                 a copy of it: seawall wal-fetch --spool. It must exist. Implies --recovery.",
+            ),
+        Arg::new("partial")
+            .long("partial")
+            .action(ArgAction::SetTrue)
+            .conflicts_with("restore-command")
+            .help("Let the restore_command fetch unfinished segments of the archive, too")
+            .long_help(
+                "Let the restore_command fetch unfinished segments of the archive, too: seawall wal-fetch\n\
+                 --partial. Implies --recovery.",
+            ),
         Arg::new("keep-archiving")
             .long("keep-archiving")
             .action(ArgAction::SetTrue)
@@ -286,12 +316,19 @@ fn recovery(matches: &ArgMatches) -> Result<Option<Recovery>> {
         exclusive: matches.get_flag("target-exclusive"),
         standby: matches.get_flag("standby"),
         restore_command: text(matches, "restore-command"),
+        last_wal: LastWal {
+            spool: optional_path(matches, "spool")
+                .map(|path| absolute_path(&path))
+                .transpose()?,
+            partial: matches.get_flag("partial"),
+        },
     };
     let wanted = matches.get_flag("recovery")
         || recovery.target != Target::End
         || recovery.timeline.is_some()
         || recovery.standby
-        || recovery.restore_command.is_some();
+        || recovery.restore_command.is_some()
+        || recovery.last_wal != LastWal::default();
     Ok(wanted.then_some(recovery))
 }
 
@@ -325,28 +362,33 @@ fn timeline(matches: &ArgMatches) -> Result<Option<String>> {
     let Some(text) = text(matches, "target-timeline") else {
         return Ok(None);
     };
-    // PostgreSQL reads 0x… as hexadecimal, and a leading 0 as octal; the latter is nobody's intent.
-    let number = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok().filter(|_| !text.starts_with('0')),
-    };
-    match (text.as_str(), number) {
+    match (text.as_str(), timeline_number(&text)) {
         ("latest" | "current", _) => Ok(Some(text)),
-        (_, Some(1..)) => Ok(Some(text)),
+        (_, Some(_)) => Ok(Some(text)),
         _ => Err(usage(format!(
             "--target-timeline: {text:?} is neither latest nor current nor a timeline"
         ))),
     }
 }
 
+/// PostgreSQL reads 0x… as hexadecimal, and a leading 0 as octal; the latter is nobody's intent.
+fn timeline_number(text: &str) -> Option<TimelineId> {
+    let number = match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok().filter(|_| !text.starts_with('0')),
+    };
+    number.filter(|number| *number > 0).map(TimelineId)
+}
+
 /// Restores the backup and says how to go on.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
     let archive = context.archive(BASE_RETRY)?;
-    let settings = settings(context, args)?;
+    check_spool(args)?;
     let backup = match moment(args) {
         Some(moment) => archive.select_for(&args.name, moment)?,
         None => archive.select(&args.name)?,
     };
+    let settings = settings(context, args, backup.id.segment.timeline)?;
     if let Some(details) = &backup.sentinel.seawall {
         let segment_size = SegmentSize::new(details.segment_size)?;
         archive.remember(details.system_identifier, segment_size);
@@ -387,14 +429,29 @@ fn moment(args: &Args) -> Option<Moment> {
     }
 }
 
-fn settings(context: &Context, args: &Args) -> Result<Settings> {
+/// A directory that is not there would be noticed only at the end of the archived WAL.
+fn check_spool(args: &Args) -> Result<()> {
+    let asked = args.recovery.as_ref();
+    let Some(spool) = asked.and_then(|recovery| recovery.last_wal.spool.as_ref()) else {
+        return Ok(());
+    };
+    match disk::stat(spool)? {
+        Some(found) if found.kind == disk::FileKind::Directory => Ok(()),
+        _ => Err(usage(format!(
+            "--spool: there is no directory \"{}\"",
+            spool.display()
+        ))),
+    }
+}
+
+fn settings(context: &Context, args: &Args, own_timeline: TimelineId) -> Result<Settings> {
     let start = match &args.recovery {
         None => Start::Nothing,
         Some(asked) => {
             let recovery = recovery::Recovery {
                 restore_command: match &asked.restore_command {
                     Some(command) => command.clone(),
-                    None => restore_command(context)?,
+                    None => restore_command(context, &fetch_options(asked, own_timeline)?)?,
                 },
                 target: asked.target.clone(),
                 timeline: asked.timeline.clone(),
@@ -436,9 +493,30 @@ fn placement(asked: &Tablespaces) -> Result<Placement> {
     })
 }
 
+/// The options of `wal-fetch`. With unfinished segments it matters on which timeline the recovery ends.
+fn fetch_options(asked: &Recovery, own_timeline: TimelineId) -> Result<Vec<String>> {
+    let mut options = Vec::new();
+    if let Some(spool) = &asked.last_wal.spool {
+        options.extend(["--spool".to_string(), path_text(spool)?]);
+    }
+    if asked.last_wal.partial {
+        options.push("--partial".to_string());
+    }
+    let timeline = match asked.timeline.as_deref() {
+        Some("current") => Some(own_timeline),
+        None if asked.target == Target::Immediate => Some(own_timeline),
+        Some(text) => timeline_number(text),
+        None => None,
+    };
+    if let Some(timeline) = timeline.filter(|_| !options.is_empty()) {
+        options.extend(["--timeline".to_string(), timeline.to_string()]);
+    }
+    Ok(options)
+}
+
 /// The command by which the copy fetches its WAL: this program with the settings of this run. Secrets that only
 /// this process has cannot be written down.
-fn restore_command(context: &Context) -> Result<String> {
+fn restore_command(context: &Context, fetch_options: &[String]) -> Result<String> {
     let program = std::env::current_exe().map_err(|e| {
         Error::io("could not find the path of this program", e).hint("Give --restore-command.")
     })?;
@@ -452,6 +530,8 @@ fn restore_command(context: &Context) -> Result<String> {
     }
     words.push(shell_quoted(&path_text(&program)?));
     words.extend(context.options.iter().map(|option| shell_quoted(option)));
+    words.push("wal-fetch".to_string());
+    words.extend(fetch_options.iter().map(|option| shell_quoted(option)));
     let command = words.join(" ").replace('%', "%%");
     if !handed.secrets.is_empty() {
         log::warn!(
@@ -464,7 +544,7 @@ fn restore_command(context: &Context) -> Result<String> {
             "{origin} is a relative path: restore_command looks for it in the copy's data directory"
         );
     }
-    Ok(format!("{command} wal-fetch \"%f\" \"%p\""))
+    Ok(format!("{command} \"%f\" \"%p\""))
 }
 
 fn path_text(path: &Path) -> Result<String> {
@@ -558,6 +638,29 @@ mod tests {
     }
 
     #[test]
+    fn the_last_wal_is_for_wal_fetch() {
+        let options = |words: &[&str]| {
+            let recovery = parse(words).unwrap().recovery.expect("implied");
+            fetch_options(&recovery, TimelineId(3)).unwrap().join(" ")
+        };
+        assert_eq!(options(&["--recovery", "--target-timeline", "2"]), "");
+        assert_eq!(options(&["--partial"]), "--partial");
+        assert_eq!(options(&["--spool", "/s/../t"]), "--spool /s/../t");
+        let both = ["--spool", "/s", "--partial", "--target-timeline"];
+        for (timeline, option) in [
+            ("latest", ""),
+            ("current", " --timeline 3"),
+            ("2", " --timeline 2"),
+            ("0x1F", " --timeline 31"),
+        ] {
+            let words = [&both[..], &[timeline]].concat();
+            assert_eq!(options(&words), format!("--spool /s --partial{option}"));
+        }
+        let immediate = options(&["--partial", "--target-immediate"]);
+        assert_eq!(immediate, "--partial --timeline 3");
+    }
+
+    #[test]
     fn what_does_not_fit_is_refused() {
         let wrong: &[&[&str]] = &[
             &["--target-time", "2026-11-21 03:40:00"],
@@ -571,6 +674,8 @@ mod tests {
             &["--target-timeline", "010"],
             &["--target-action", "promote"],
             &["--blind-restore", "--restore-spec", "SOURCE"],
+            &["--spool", "/s", "--restore-command", "cp"],
+            &["--partial", "--restore-command", "cp"],
             &["--tablespace-mapping", "a=/b"],
             &["--tablespace-mapping", "/a"],
             &["--tablespace-mapping", "/a=/b=/c"],

@@ -1,6 +1,6 @@
 //! `wal-fetch NAME DEST`: what `restore_command` runs. Its exit codes are PostgreSQL's to read.
 
-use super::arguments::{path, setting_option, text, word};
+use super::arguments::{optional_path, path, setting_option, text, usage, word};
 use super::output::print_file;
 use super::{Context, WAL_RETRY, cluster_of};
 use crate::archive::wal::{Expect, Fetched, HolePolicy};
@@ -8,8 +8,9 @@ use crate::disk;
 use crate::disk::durable::{self, NewFile, Publish};
 use crate::error::{Error, Kind, Result};
 use crate::limits::{DEST_TEMP_AGE, RETRY_PAUSE_FIRST, RETRY_PAUSE_MAX};
-use crate::pg::WalName;
+use crate::pg::{TimelineId, WalName};
 use crate::store::Prefix;
+use crate::transfer::{self, Delivery, Padded, Sources};
 use crate::work::stop::Stop;
 use crate::work::unless_stopped;
 use clap::{Arg, ArgMatches, Command};
@@ -29,6 +30,23 @@ pub struct Args {
     pub on_hole: OnHole,
     /// What to make of an archive that cannot be reached.
     pub on_outage: OnOutage,
+    /// The directory of a receiver, for what the archive does not have.
+    pub spool: Option<PathBuf>,
+    /// Whether unfinished segments of the archive count.
+    pub partial: Partial,
+    /// The timeline that the recovery follows to its end.
+    pub timeline: Option<TimelineId>,
+}
+
+/// `--partial`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Partial {
+    /// Not given.
+    No,
+    /// In a recovery.
+    Recovery,
+    /// Wherever this runs.
+    Force,
 }
 
 /// Where the file goes.
@@ -121,6 +139,48 @@ pub fn command() -> Command {
                      elsewhere. A standby that may be promoted during an outage is safer with abort.",
                 ),
         )
+        .args(last_wal_options())
+}
+
+/// Where to find what the archive does not have.
+fn last_wal_options() -> [Arg; 3] {
+    [
+        Arg::new("spool")
+            .long("spool")
+            .value_name("DIR")
+            .value_parser(clap::value_parser!(PathBuf))
+            .help("Look in this directory of a receiver for what is not in the archive")
+            .long_help(
+                "The directory of a wal-receive or pg_receivewal, or a copy of it. What the archive has proven\n\
+                 not to have is fetched from there: a history, a complete segment, or in a recovery the .partial\n\
+                 segment, padded with zeros.",
+            ),
+        Arg::new("partial")
+            .long("partial")
+            .value_name("force")
+            .value_parser(["recovery", "force"])
+            .hide_possible_values(true)
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("recovery")
+            .help("Fetch unfinished segments of the archive too; force: not only in a recovery")
+            .long_help(
+                "In a recovery, fetch a segment that was never completed from what the archive has of it\n\
+                 (.growing, .partial), padded with zeros. A recovery has recovery.signal and no standby.signal\n\
+                 in its data directory, which is the directory above DEST or the current one; elsewhere an\n\
+                 unfinished segment is absent unless --partial=force says otherwise.",
+            ),
+        Arg::new("timeline")
+            .long("timeline")
+            .value_name("TIMELINE")
+            .value_parser(clap::value_parser!(u32).range(1..))
+            .help("The timeline that the recovery follows to its end, as a number")
+            .long_help(
+                "The timeline that the recovery follows to its end, as a number. Of a timeline that another one\n\
+                 left, --spool and --partial deliver nothing beyond that point; of this timeline they deliver\n\
+                 all.",
+            ),
+    ]
 }
 
 /// Reads it.
@@ -147,7 +207,22 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
             "absent" => OnOutage::Absent,
             _ => OnOutage::Auto,
         },
+        spool: spool(matches)?,
+        partial: match word(matches, "partial") {
+            "" => Partial::No,
+            "force" => Partial::Force,
+            _ => Partial::Recovery,
+        },
+        timeline: matches.get_one("timeline").copied().map(TimelineId),
     })
+}
+
+fn spool(matches: &ArgMatches) -> Result<Option<PathBuf>> {
+    match optional_path(matches, "spool") {
+        // A variable that is not set must not look like no wish.
+        Some(path) if path.as_os_str().is_empty() => Err(usage("--spool is empty")),
+        other => Ok(other),
+    }
 }
 
 /// Delivers the file, or fails with `Kind::Absent` when the end of WAL is proven.
@@ -198,32 +273,50 @@ fn fetch(context: &Context, args: &Args) -> Result<()> {
         segment_size: cluster.as_ref().map(|control| control.segment_size),
     };
     let policy = match args.on_hole {
-        OnHole::Auto if is_standby(&args.dest)? => HolePolicy::Streaming,
+        OnHole::Auto if signals(&args.dest)? == Signals::Standby => HolePolicy::Streaming,
         OnHole::Auto | OnHole::Abort => HolePolicy::Abort,
         OnHole::Absent => HolePolicy::Absent,
     };
     let name = args.name;
     let room = archive.state.directory().cloned();
-    let get = move |out: &mut dyn Write| archive.get_wal(name, out, expect, policy);
-    let fetched = match &args.dest {
+    let sources = sources(args)?;
+    let get =
+        move |out: &mut dyn Write| transfer::get_wal(&archive, name, out, expect, policy, &sources);
+    let delivery = match &args.dest {
         Dest::File(path) => to_file(path, &context.stop, get)?,
         Dest::Stdout => to_stdout(room, &context.stop, get)?,
     };
-    match fetched {
+    match delivery.fetched {
         Fetched::Delivered(bytes) => {
-            log::info!("fetched {name} ({bytes} bytes) from {location}");
+            let source = delivery.source.unwrap_or(location);
+            log::info!("fetched {name} ({bytes} bytes) from {source}");
             Ok(())
         }
         Fetched::Absent(proof) => Err(Error::new(Kind::Absent, proof)),
     }
 }
 
+/// Where to look beside the archive's complete segments.
+fn sources(args: &Args) -> Result<Sources> {
+    let asked = args.spool.is_some() || args.partial != Partial::No;
+    let recovery = asked && signals(&args.dest)? == Signals::Recovery;
+    Ok(Sources {
+        spool: args.spool.clone(),
+        archived: args.partial != Partial::No,
+        timeline: args.timeline,
+        padded: match recovery || args.partial == Partial::Force {
+            true => Padded::Allowed,
+            false => Padded::Refused,
+        },
+    })
+}
+
 /// The file appears whole, or not at all. A signal does not wait for the store: PostgreSQL's shutdown waits for us.
 fn to_file(
     path: &Path,
     stop: &Stop,
-    get: impl FnOnce(&mut dyn Write) -> Result<Fetched> + Send + 'static,
-) -> Result<Fetched> {
+    get: impl FnOnce(&mut dyn Write) -> Result<Delivery> + Send + 'static,
+) -> Result<Delivery> {
     let file = NewFile::create(path, 0o600).map_err(not_absent)?;
     // What calls that were killed left here would stay in pg_wal for ever.
     if let Err(e) = durable::remove_stale_temps(disk::parent_of(path), DEST_TEMP_AGE) {
@@ -238,7 +331,7 @@ fn to_file(
     // Taken back first: dropped, it removes its temporary file, also while the store is still silent.
     let file = take(&file);
     let fetched = fetched?;
-    if let (Fetched::Delivered(_), Some(file)) = (&fetched, file) {
+    if let (Fetched::Delivered(_), Some(file)) = (&fetched.fetched, file) {
         stop.check()?;
         file.publish(Publish::Replace).map_err(not_absent)?;
     }
@@ -249,15 +342,15 @@ fn to_file(
 fn to_stdout(
     room: Option<PathBuf>,
     stop: &Stop,
-    get: impl FnOnce(&mut dyn Write) -> Result<Fetched> + Send + 'static,
-) -> Result<Fetched> {
+    get: impl FnOnce(&mut dyn Write) -> Result<Delivery> + Send + 'static,
+) -> Result<Delivery> {
     let mut file = room
         .and_then(|room| disk::hidden_temp(&room).ok())
         .map_or_else(|| disk::hidden_temp(Path::new("/tmp")), Ok)
         .map_err(not_absent)?;
     unless_stopped("fetch", stop, Duration::ZERO, move || {
         let fetched = get(&mut file)?;
-        if matches!(fetched, Fetched::Delivered(_)) {
+        if matches!(fetched.fetched, Fetched::Delivered(_)) {
             file.rewind()
                 .map_err(|e| Error::io("could not read the temporary file", e))?;
             print_file(&mut file)?;
@@ -297,7 +390,9 @@ fn on_outage(args: &Args, error: Error) -> Result<Error> {
     let absent = match args.on_outage {
         OnOutage::Abort => false,
         OnOutage::Absent => true,
-        OnOutage::Auto => matches!(args.name, WalName::Segment(_)) && is_standby(&args.dest)?,
+        OnOutage::Auto => {
+            matches!(args.name, WalName::Segment(_)) && signals(&args.dest)? == Signals::Standby
+        }
     };
     if !absent {
         return Ok(error);
@@ -312,8 +407,20 @@ fn on_outage(args: &Args, error: Error) -> Result<Error> {
     ))
 }
 
-/// Whether the data directory, above DEST or the current one, is a standby's and not in a targeted recovery.
-fn is_standby(dest: &Dest) -> Result<bool> {
+/// What the signal files say.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Signals {
+    /// recovery.signal alone.
+    Recovery,
+    /// standby.signal alone.
+    Standby,
+    /// None, or both.
+    Unclear,
+}
+
+/// What the signal files in the data directory say, the one above DEST or the current one. Where the two disagree it is
+/// unclear, and then no harm may be done: neither may a recovery end too early, nor a standby archive a padded segment.
+fn signals(dest: &Dest) -> Result<Signals> {
     let above = match dest {
         Dest::File(path) => path.parent().and_then(|directory| directory.parent()),
         Dest::Stdout => None,
@@ -322,13 +429,16 @@ fn is_standby(dest: &Dest) -> Result<bool> {
     let has = |name: &str| {
         for data in directories() {
             if disk::stat(&data.join(name))?.is_some() {
-                return Ok(true);
+                return Ok::<_, Error>(true);
             }
         }
         Ok(false)
     };
-    // Where the two disagree it is a recovery: what ends too early there cannot be mended.
-    Ok(!has("recovery.signal")? && has("standby.signal")?)
+    Ok(match (has("recovery.signal")?, has("standby.signal")?) {
+        (true, false) => Signals::Recovery,
+        (false, true) => Signals::Standby,
+        _ => Signals::Unclear,
+    })
 }
 
 /// A destination directory that is not there is a failure of this host, not of the archive.

@@ -11,6 +11,9 @@ use crate::error::{Error, Kind, Result};
 /// Size of the long page header with which each segment begins.
 pub const HEADER_BYTES: usize = 40;
 
+/// What PostgreSQL can be built with (`--with-wal-blocksize`).
+const PAGE_BYTES: std::ops::RangeInclusive<u32> = 1 << 10..=64 << 10;
+
 /// The flag of pages that carry the long header.
 const LONG_HEADER: u16 = 0x0002;
 /// Continued record, long header, removable backup blocks, overwritten continuation.
@@ -31,7 +34,7 @@ pub struct SegmentHeader {
     pub system_id: SystemId,
     /// The cluster's segment size.
     pub segment_size: SegmentSize,
-    /// Size of the cluster's WAL pages.
+    /// Bytes of a WAL page; a header stands at the beginning of each.
     pub page_bytes: u32,
 }
 
@@ -57,7 +60,7 @@ impl SegmentHeader {
             return Err(no_wal("Its first page says timeline 0.".to_string()));
         }
         let page_bytes = u32_at(head, 36);
-        if !page_bytes.is_power_of_two() || !(1 << 10..=1 << 16).contains(&page_bytes) {
+        if !page_bytes.is_power_of_two() || !PAGE_BYTES.contains(&page_bytes) {
             return Err(no_wal(format!("It says WAL pages of {page_bytes} bytes.")));
         }
         Ok(SegmentHeader {
@@ -263,6 +266,8 @@ mod tests {
             (4, &[0; 4]),
             (32, &[0; 4]),
             (36, &[0; 4]),
+            (36, &[0, 2, 0, 0]),
+            (36, &[0, 0, 2, 0]),
         ] {
             assert_eq!(kind(change(at, bytes)), Kind::Corrupt, "{bytes:x?} at {at}");
         }

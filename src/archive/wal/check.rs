@@ -53,6 +53,11 @@ impl Inspector {
         self.size += bytes.len() as u64;
     }
 
+    /// Of what passed, the beginning that decides.
+    pub(super) fn head(&self) -> &[u8] {
+        &self.head
+    }
+
     /// Bytes that passed.
     pub fn size(&self) -> u64 {
         self.size

@@ -39,22 +39,35 @@ impl Archive {
         Ok(proof)
     }
 
-    /// The archived histories of timelines above `timeline`, the highest first, without those whose every line stands
-    /// in a higher one that is here. One LIST for each timeline there is, and one more.
+    /// The histories of all timelines above `timeline` that the archive has, ascending.
+    pub fn histories_above(&self, timeline: TimelineId) -> Result<Vec<TimelineHistory>> {
+        let found = self.later_timelines(timeline)?.into_iter();
+        found
+            .map(|(timeline, key)| self.read_history(timeline, &key))
+            .collect()
+    }
+
+    /// The same, the highest first, without those whose every line stands in a higher one that is here.
     fn later_histories(&self, timeline: TimelineId) -> Result<Vec<TimelineHistory>> {
+        let mut histories: Vec<TimelineHistory> = Vec::new();
+        for (timeline, key) in self.later_timelines(timeline)?.into_iter().rev() {
+            if !histories.iter().any(|higher| higher.contains(timeline)) {
+                histories.push(self.read_history(timeline, &key)?);
+            }
+        }
+        Ok(histories)
+    }
+
+    /// The timelines above `timeline` whose histories are archived, with their objects. One LIST for each timeline there
+    /// is, and one more.
+    fn later_timelines(&self, timeline: TimelineId) -> Result<Vec<(TimelineId, Key)>> {
         let mut found = Vec::new();
         let mut above = timeline;
         while let Some((next, history)) = self.next_timeline(above)? {
             found.extend(history.map(|key| (next, key)));
             above = next;
         }
-        let mut histories: Vec<TimelineHistory> = Vec::new();
-        for (timeline, key) in found.into_iter().rev() {
-            if !histories.iter().any(|higher| higher.contains(timeline)) {
-                histories.push(self.read_history(timeline, &key)?);
-            }
-        }
-        Ok(histories)
+        Ok(found)
     }
 
     /// The first timeline above `above` that has anything in the archive, with the object of its history.
@@ -299,5 +312,34 @@ mod tests {
         // But never the wrong timeline, nor a hole between segments.
         assert_eq!(ask("00000002.history"), Some(Kind::Hole));
         assert_eq!(ask(&on(1, 5)), Some(Kind::Hole));
+    }
+
+    #[test]
+    fn every_timeline_above_is_found_whatever_lies_between() {
+        let archive = crate::archive::testing::archive();
+        for (timeline, text) in [
+            (2, "1\t0/200000\tx\n"),
+            (5, "1\t0/200000\tx\n2\t0/300000\ty\n"),
+        ] {
+            let put = archive.put_history(TimelineId(timeline), text.as_bytes());
+            put.unwrap();
+        }
+        for name in [
+            "000000010000000000000001",
+            "000000020000000000000002",
+            "000000020000000000000003",
+            "000000030000000000000003",
+            "000000050000000000000003",
+        ] {
+            let key = keys::wal(name, Some(Method::Zstd));
+            archive.store.put(&key, b"x", When::Absent).unwrap();
+        }
+        let found = |above: u32| -> Vec<u32> {
+            let histories = archive.histories_above(TimelineId(above)).unwrap();
+            histories.iter().map(|history| history.timeline.0).collect()
+        };
+        assert_eq!(found(1), [2, 5]);
+        assert_eq!(found(2), [5]);
+        assert_eq!(found(5), [0; 0]);
     }
 }

@@ -13,7 +13,7 @@ use crate::archive::{Archive, keys};
 use crate::codec::{self, Method};
 use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
-use crate::pg::{Lsn, Segment, SegmentSize, TimelineHistory, TimelineId, WalName};
+use crate::pg::{Segment, SegmentSize, TimelineHistory, TimelineId, WalName};
 use crate::store::Key;
 use std::io::{Read, Write};
 
@@ -37,9 +37,6 @@ pub enum Fetched {
     /// It is proven not to be in the archive; the sentence says how.
     Absent(String),
 }
-
-/// The longest file that is believed to be a WAL file: the largest segment size.
-const WAL_FILE_BYTES_MAX: u64 = 1 << 30;
 
 impl Archive {
     /// Writes the archived file `name` to `out` and checks it, or proves that it is absent. After an error what
@@ -69,7 +66,7 @@ impl Archive {
     }
 
     /// What this host knows of the cluster from earlier runs fills what the caller does not know.
-    fn remembered(&self, expect: Expect) -> Result<Expect> {
+    pub(in crate::archive) fn remembered(&self, expect: Expect) -> Result<Expect> {
         if expect.system_id.is_some() && expect.segment_size.is_some() {
             return Ok(expect);
         }
@@ -77,6 +74,19 @@ impl Archive {
         Ok(Expect {
             system_id: expect.system_id.or(memory.system_identifier),
             segment_size: expect.segment_size.or(memory.segment_size()),
+        })
+    }
+
+    /// The same, and the archive itself is asked for what is still not known.
+    pub fn known(&self, expect: Expect) -> Result<Expect> {
+        let expect = self.remembered(expect)?;
+        if expect.system_id.is_some() && expect.segment_size.is_some() {
+            return Ok(expect);
+        }
+        let identity = self.identity()?;
+        Ok(Expect {
+            system_id: expect.system_id.or(identity.as_ref().map(|i| i.system_id)),
+            segment_size: expect.segment_size.or(identity.map(|i| i.segment_size)),
         })
     }
 
@@ -104,7 +114,7 @@ impl Archive {
                 break;
             }
             inspector.pass(&buffer[..count]);
-            if inspector.size() > WAL_FILE_BYTES_MAX {
+            if inspector.size() > limits::WAL_FILE_BYTES_MAX {
                 return Err(Error::new(
                     Kind::Corrupt,
                     format!("object {key} is larger than any WAL file"),
@@ -147,6 +157,8 @@ impl Archive {
         }
         let identified = self.prove_present(&expect).map_err(of_another)?;
         let segment_size = identified.or(expect.segment_size);
+        // A gap that somebody accepted says more than that something lies beyond it.
+        self.refuse_gap(name.segment(), segment_size)?;
         if let Some(beyond) = &seen.beyond
             && !self
                 .before_its_timeline(name, segment_size)
@@ -157,7 +169,6 @@ impl Archive {
                 format!("object {beyond} lies beyond it"),
             ));
         }
-        self.refuse_gap(name, segment_size)?;
         let fork = match seen.later {
             true => self.proven_by_fork(name, segment_size),
             false => Ok(None),
@@ -324,33 +335,6 @@ impl Archive {
             Some((key, _)) => self.read_history(timeline, &key).map(Some),
             None => Ok(None),
         }
-    }
-
-    /// A marker says that this WAL was knowingly skipped: recovery must not end here as if it were the end.
-    fn refuse_gap(&self, name: WalName, segment_size: Option<SegmentSize>) -> Result<()> {
-        let (Some(segment), Some(size)) = (name.segment(), segment_size) else {
-            return Ok(());
-        };
-        let start = segment.start(size)?.0;
-        let prefix = format!("{}{:08X}_", keys::GAPS, segment.timeline.0);
-        self.store.list(
-            &prefix,
-            "",
-            &mut |object| match keys::parse_gap(&object.key) {
-                Some((_, from, to)) if from < start + size.bytes() && start < to => {
-                    Err(Error::new(
-                        Kind::Hole,
-                        format!(
-                            "WAL from {} to {} was knowingly skipped (object {})",
-                            Lsn(from),
-                            Lsn(to),
-                            object.key
-                        ),
-                    ))
-                }
-                _ => Ok(true),
-            },
-        )
     }
 }
 

@@ -98,7 +98,7 @@ impl Archive {
 
     /// The object that holds `name`, under whatever codec; one in a form that cannot be read cannot be compared
     /// either. One LIST tells more than a HEAD, and tells it on stores that ignore `If-None-Match` too.
-    fn find_wal(&self, name: WalName) -> Result<Option<Key>> {
+    pub(in crate::archive) fn find_wal(&self, name: WalName) -> Result<Option<Key>> {
         let prefix = format!("{}{name}", keys::WAL);
         let (mut found, mut strange) = (None, None);
         self.store
