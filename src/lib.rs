@@ -5,18 +5,23 @@
 //!
 //! ```text
 //! 5 words      cli · cmd/ (one file per verb; output) · config
-//! 4 workflows  backup/ (scan, parts, push, fetch, recovery)
-//! 3 meaning    archive/ (keys, wal, sentinel, catalog, identity)
+//! 4 workflows  relay/ (reader, writer, uploader of wal-receive) · backup/ (scan, parts, push, fetch, recovery) ·
+//!              transfer/ (the last WAL, branches)
+//! 3 meaning    archive/ (keys, wal, growing, gaps, sentinel, catalog, identity) · spool/ (the local WAL directory;
+//!              crash-critical)
 //! 2 outward    store/ (trait Store; file, s3, mem; retry; suite) · wire/ (the one socket to PostgreSQL; SQL)
-//! 1 machine    disk/ (files, durable names, locks, trees) · work/ (crew, pool, stop)
+//! 1 machine    disk/ (files, durable names, locks, trees) · work/ (crew, pool, watermark, stop)
 //! 0 facts      pg/ (lsn, timeline, segment, control, page, conninfo) · codec/ (zstd, gzip, lz4, tar, digests)
 //! ```
 //!
 //! How data falls through the floors:
 //!
 //! ```text
+//! wal-receive   cmd → relay ⟨wal-reader: wire/replication⟩ ═batches═▶ ⟨wal-writer: spool/writer, one sync per round⟩
+//!                     ┄hint┄▶ ⟨upload-n: spool/queue → archive/wal.put⟩     back: flushed | archived → status update
 //! wal-push      cmd → archive/wal.put → codec → store
-//! wal-fetch     cmd → archive/wal.get → store → codec → disk/durable → DEST
+//! wal-fetch     cmd → transfer/last → archive/wal.get → store → codec → disk/durable → DEST
+//!                                   ↳ proven absent: spool directory, or what grows in the archive
 //! backup-push   cmd → backup/push: start → scan → parts through the pool ⟨read → tar → codec → store⟩
 //!                     → stop → WAL present? → manifest → sentinel
 //! backup-fetch  cmd → archive/catalog → backup/fetch ⟨store → codec → disk⟩ → backup/recovery → sync → pg_control
@@ -36,6 +41,9 @@ pub mod disk;
 pub mod error;
 pub mod limits;
 pub mod pg;
+pub mod relay;
+pub mod spool;
 pub mod store;
+pub mod transfer;
 pub mod wire;
 pub mod work;

@@ -37,6 +37,9 @@ pub const JSON_BYTES_MAX: u64 = 64 << 20;
 /// Largest file that is read whole: pg_control, backup_label, history files, configuration.
 pub const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// The longest file that is believed to be a WAL file: the largest segment size.
+pub const WAL_FILE_BYTES_MAX: u64 = 1 << 30;
+
 /// Largest single message accepted from PostgreSQL.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
@@ -55,6 +58,13 @@ pub const PARAMETERS_MAX: usize = 200;
 /// How long a request to cancel a statement may take, all in all.
 pub const CANCEL_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long the few bytes of a status update may wait for the socket to take them. Only a server that has read nothing
+/// for thousands of updates makes them wait at all.
+pub const STATUS_SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the server may take to end a copy after we have ended it: two results and what it had under way.
+pub const COPY_END_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Buffer for copying between descriptors; 256 KiB fits the second level cache and beats 1 MiB.
 pub const COPY_BUFFER_BYTES: usize = 256 << 10;
 
@@ -64,6 +74,24 @@ pub const STORE_TEMP_AGE: Duration = Duration::from_secs(24 * 3600);
 
 /// The same beside the DEST of wal-fetch, where a file is written in seconds.
 pub const DEST_TEMP_AGE: Duration = Duration::from_secs(3600);
+
+/// Batches of received WAL that may wait for the writer: with those of one socket read each, some MiB, enough to keep it
+/// busy during the reader's next wake-up and small against what a commit waits for.
+pub const RECEIVE_QUEUE_BATCHES: usize = 32;
+
+/// Bytes that the writer takes before it syncs although more has gathered: what arrives without end must not keep
+/// waiting commits from their acknowledgement.
+pub const RECEIVE_SYNC_BYTES: u64 = 4 << 20;
+
+/// How long the reader waits for a writer that takes nothing (no room) before it leaves: a server that shuts down waits
+/// for its receivers, so one that cannot receive must go. The slot keeps what follows.
+pub const RECEIVE_PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// First pause before a new connection; it doubles up to `RECONNECT_PAUSE_MAX`.
+pub const RECONNECT_PAUSE_FIRST: Duration = Duration::from_millis(500);
+
+/// Longest pause before a new connection; pg_receivewal's is 5 s.
+pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Keys per LIST page; S3 gives no more.
 pub const LIST_PAGE_KEYS: usize = 1_000;

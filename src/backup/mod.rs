@@ -27,19 +27,8 @@ pub mod spec;
 pub mod target;
 pub mod wal;
 
-use crate::pg::timestamp::Timestamp;
-use std::time::{SystemTime, UNIX_EPOCH};
-
 /// The mode of files in a data directory of this mode, by PostgreSQL's rule: the group may read the files of a
 /// directory that it may read.
 pub fn file_mode(directory_mode: u32) -> u32 {
     0o600 | directory_mode & 0o040
-}
-
-/// This moment by the host's clock.
-pub fn now() -> Timestamp {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

@@ -38,6 +38,12 @@ macro_rules! prose {
 const PAGES: &[Page] = &[
     page("seawall", 1, "", prose!("seawall.1")),
     page(
+        "seawall-wal-receive",
+        1,
+        "wal-receive",
+        prose!("seawall-wal-receive.1"),
+    ),
+    page(
         "seawall-wal-push",
         1,
         "wal-push",
@@ -67,6 +73,7 @@ const PAGES: &[Page] = &[
         "backup-list",
         prose!("seawall-backup-list.1"),
     ),
+    page("seawall-status", 1, "status", prose!("seawall-status.1")),
     page("seawall.toml", 5, "", prose!("seawall.toml.5")),
     page("seawall-archive", 7, "", prose!("seawall-archive.7")),
 ];

@@ -7,8 +7,10 @@ pub mod backup_list;
 pub mod backup_push;
 pub mod man;
 pub mod output;
+pub mod status;
 pub mod wal_fetch;
 pub mod wal_push;
+pub mod wal_receive;
 
 use crate::archive::Archive;
 use crate::archive::state::State;
@@ -37,6 +39,9 @@ pub struct Context {
 
 /// How long PostgreSQL waits for one WAL file while the store does not answer.
 pub const WAL_RETRY: Duration = Duration::from_secs(60);
+/// How long one request of a receiver goes on: it is tried again for ever, and receiving must not wait for an archive
+/// that is down.
+pub const RECEIVE_RETRY: Duration = Duration::from_secs(10);
 /// How long a backup or restore, which is long anyway, goes on trying.
 pub const BASE_RETRY: Duration = Duration::from_secs(600);
 
@@ -68,11 +73,13 @@ impl Context {
 /// The verbs' command lines, in the order of the manual.
 pub fn commands() -> Vec<Command> {
     vec![
+        wal_receive::command(),
         wal_push::command(),
         wal_fetch::command(),
         backup_push::command(),
         backup_fetch::command(),
         backup_list::command(),
+        status::command(),
         man::command(),
     ]
 }
@@ -80,11 +87,13 @@ pub fn commands() -> Vec<Command> {
 /// Does what was asked for.
 pub fn run(context: &Context, verb: &str, matches: &ArgMatches) -> Result<()> {
     match verb {
+        "wal-receive" => wal_receive::run(context, &wal_receive::args(matches)?),
         "wal-push" => wal_push::run(context, &wal_push::args(matches)?),
         "wal-fetch" => wal_fetch::run(context, &wal_fetch::args(matches)?),
         "backup-push" => backup_push::run(context, &backup_push::args(matches)?),
         "backup-fetch" => backup_fetch::run(context, &backup_fetch::args(matches)?),
         "backup-list" => backup_list::run(context, &backup_list::args(matches)?),
+        "status" => status::run(context, &status::args(matches)?),
         _ => Err(Error::new(
             Kind::Bug,
             format!("the verb {verb} has no code"),

@@ -1,5 +1,5 @@
-//! Threads and signals: the only door to both. `stop` ends work in good order, `crew` joins named threads and finds
-//! the first error, `pool` gives equal jobs to workers, `rate` slows them down.
+//! Threads, signals and the clock: the only door to the first two. `stop` ends work in good order, `crew` joins named threads and finds
+//! the first error, `pool` gives equal jobs to workers, `rate` slows them down, `watermark` tells how far one has come.
 //!
 //! Nothing here is detached and forgotten: who starts a thread joins it. Two exceptions: the thread that listens for
 //! signals lives as long as the process, and the job of `unless_stopped` may wait for a silent store when it is time
@@ -9,12 +9,14 @@ pub mod crew;
 pub mod pool;
 pub mod rate;
 pub mod stop;
+pub mod watermark;
 
 use crate::error::{Error, Kind, Result};
+use crate::pg::timestamp::Timestamp;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use stop::Stop;
 
 /// One job that runs beside the caller.
@@ -86,6 +88,14 @@ pub fn unless_stopped<T: Send + 'static>(
         done.wait(left);
     }
     handle.join()?
+}
+
+/// This moment by the host's clock.
+pub fn now() -> Timestamp {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Timestamp(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// The name of the calling thread, for logs; `main` for the first one.

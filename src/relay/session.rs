@@ -1,0 +1,380 @@
+//! One connection: who is there, where to go on, and the stream until it ends, over all timelines that it passes.
+
+use super::reader::{End, Reader};
+use super::writer::Writer;
+use super::{Course, Item, Outcome, Relay, Rules};
+use crate::archive::gaps::Gap;
+use crate::archive::identity::Identity;
+use crate::disk::os::OsDir;
+use crate::error::{Error, Kind, Result};
+use crate::limits::RECEIVE_QUEUE_BATCHES;
+use crate::pg::{Lsn, Segment, SegmentNo, SegmentSize, SystemId, TimelineHistory, TimelineId};
+use crate::spool::queue::Archived;
+use crate::spool::resume::{self, Contents, Start};
+use crate::spool::writer::SegmentWriter;
+use crate::spool::{self, owner};
+use crate::wire::Conn;
+use crate::wire::replication::{Replication, WalStream};
+use crate::work::crew;
+use crate::work::stop::Stop;
+use crossbeam_channel::{Sender, bounded};
+use std::collections::BTreeSet;
+
+/// What is known of the server once it has shown itself.
+struct Server {
+    system_id: SystemId,
+    segment_size: SegmentSize,
+    flush: Lsn,
+    /// Its timeline and how it came there.
+    path: TimelineHistory,
+}
+
+impl Relay<'_> {
+    /// Receives over one connection until it ends.
+    pub(super) fn session(&self, sealed: &Sender<()>, stop: &Stop) -> Result<Outcome> {
+        let mut conn = self.connect.replication(stop)?;
+        let server = self.recognise(&mut conn)?;
+        self.progress
+            .set_server(conn.server(), server.system_id.to_string());
+        let (start, mut archived) = self.start(&mut conn, &server, stop)?;
+        log::info!(
+            "receiving timeline {} from {}: {}",
+            start.timeline,
+            start.lsn,
+            start.why
+        );
+        let size = server.segment_size;
+        let spool = self.open_spool()?;
+        let mut writer = SegmentWriter::begin(spool, size, start.timeline, start.lsn)?;
+        loop {
+            let (timeline, lsn) = (writer.timeline(), writer.write_lsn());
+            let course = Course {
+                timeline,
+                segment_size: size,
+                archived: archived.clone(),
+            };
+            self.enter(course, lsn);
+            let slot = self.options.slot.as_deref();
+            let (next, switch) = match conn.start_replication(slot, lsn, timeline)? {
+                Replication::TimelineEnded {
+                    conn: same,
+                    next,
+                    switch,
+                } => {
+                    conn = same;
+                    (next, switch)
+                }
+                Replication::Streaming(mut stream) => {
+                    match self.stream(&mut stream, &mut writer, size, sealed, stop)? {
+                        End::Timeline => {}
+                        End::Stopped => {
+                            stop.check()?;
+                            return Ok(Outcome::Done);
+                        }
+                        other => return outcome(other),
+                    }
+                    self.progress.disconnect();
+                    let (same, next) = stream.end()?;
+                    conn = same;
+                    next.ok_or_else(|| no_next_timeline(timeline))?
+                }
+            };
+            log::info!("timeline {timeline} ended at {switch}; timeline {next} goes on there");
+            let path = self.keep_history(&mut conn, next)?;
+            writer.switch_timeline(next, switch)?;
+            archived = self.archived().unwrap_or(archived);
+            archived.switch_timeline(path, switch);
+        }
+    }
+
+    /// Who is it? Spool and archive must be of the same cluster.
+    fn recognise(&self, conn: &mut Conn) -> Result<Server> {
+        let identity = conn.identify_system()?;
+        let segment_size = conn.wal_segment_size()?;
+        let cluster = Identity {
+            system_id: identity.system_id,
+            major: conn.server_version().major(),
+            segment_size,
+        };
+        owner::refuse_stranger(&self.spool, cluster.system_id, segment_size)?;
+        if let Some(upload) = &self.options.upload {
+            self.ask_archive(upload, |archive| {
+                archive.claim(&cluster, crate::work::now())
+            })?;
+        }
+        let path = self.keep_history(conn, identity.timeline)?;
+        Ok(Server {
+            system_id: identity.system_id,
+            segment_size,
+            flush: identity.flush,
+            path,
+        })
+    }
+
+    /// The histories of a timeline and of all on its path, durable in the spool before any WAL of theirs.
+    fn keep_history(&self, conn: &mut Conn, timeline: TimelineId) -> Result<TimelineHistory> {
+        let mut path = TimelineHistory::root(timeline);
+        if timeline == TimelineId(1) {
+            return Ok(path);
+        }
+        let (_, text) = conn.timeline_history_raw(timeline)?;
+        path = TimelineHistory::parse(timeline, &String::from_utf8_lossy(&text))?;
+        for ancestor in &path.ancestors {
+            if ancestor.timeline > TimelineId(1) {
+                // A server that was restored without it has none to give.
+                match conn.timeline_history_raw(ancestor.timeline) {
+                    Ok((_, text)) => spool::store_history(&self.spool, ancestor.timeline, &text)?,
+                    Err(e) if e.kind() == Kind::Transient => return Err(e),
+                    Err(e) => log::warn!(
+                        "the history of timeline {} cannot be had: {}",
+                        ancestor.timeline,
+                        e.one_line()
+                    ),
+                }
+            }
+        }
+        spool::store_history(&self.spool, timeline, &text)?;
+        Ok(path)
+    }
+
+    /// Where to go on, and how far the archive reaches.
+    fn start(&self, conn: &mut Conn, server: &Server, stop: &Stop) -> Result<(Start, Archived)> {
+        let size = server.segment_size;
+        let contents = resume::read(&self.spool, size)?;
+        let restart = self.restart_lsn(conn, stop)?;
+        let mut held = self.held(&contents, server, restart)?;
+        if let Some(lsn) = self.options.accept_gap {
+            self.accept_gap(lsn, &contents, &mut held, server)?;
+        }
+        let path = &server.path;
+        let start = resume::start_position(&contents, &held, path, size, restart, server.flush)?;
+        let archived = Archived::begin(&contents, &held, path.clone(), size, start.lsn)?;
+        Ok((start, archived))
+    }
+
+    /// What the archive has from the first segment on that matters, and the gaps that were accepted before, which
+    /// nobody will ever fill.
+    fn held(
+        &self,
+        contents: &Contents,
+        server: &Server,
+        restart: Option<Lsn>,
+    ) -> Result<BTreeSet<Segment>> {
+        let Some(upload) = &self.options.upload else {
+            return Ok(BTreeSet::new());
+        };
+        let size = server.segment_size;
+        let mut from = restart;
+        for segment in contents.whole.iter().chain(&contents.partial) {
+            let start = segment.start(size)?;
+            from = Some(from.map_or(start, |lsn| lsn.min(start)));
+        }
+        let path = &server.path;
+        let held = self.ask_archive(upload, |archive| {
+            let mut held = archive.held_segments(path, size, from.unwrap_or(Lsn(0)))?;
+            let ancestors = path.ancestors.iter().map(|ancestor| ancestor.timeline);
+            for timeline in ancestors.chain([path.timeline]) {
+                for gap in archive.gaps(timeline)? {
+                    held.extend(segments_between(path, size, gap.start, gap.end));
+                }
+            }
+            Ok(held)
+        })?;
+        // Without it the marks of what was uploaded stand for it.
+        Ok(held.unwrap_or_default())
+    }
+
+    /// The operator gives up what lies between the end of what we have and `lsn`. The archive is told, so that recovery
+    /// stops there instead of ending.
+    fn accept_gap(
+        &self,
+        lsn: Lsn,
+        contents: &Contents,
+        held: &mut BTreeSet<Segment>,
+        server: &Server,
+    ) -> Result<()> {
+        let (size, path) = (server.segment_size, &server.path);
+        if lsn > server.flush {
+            return Err(Error::new(
+                Kind::Usage,
+                format!(
+                    "--accept-gap {lsn} lies beyond the server's WAL, which ends at {}",
+                    server.flush
+                ),
+            ));
+        }
+        let reached = resume::start_position(contents, held, path, size, None, server.flush)?;
+        let end = SegmentNo::holding(lsn, size).start(size);
+        if reached.lsn >= end {
+            log::info!(
+                "there is no gap before {lsn}: WAL is unbroken up to {}",
+                reached.lsn
+            );
+            return Ok(());
+        }
+        log::warn!(
+            "WAL from {} to {end} is given up, as --accept-gap says; take a base backup",
+            reached.lsn
+        );
+        if let Some(upload) = &self.options.upload {
+            let gap = Gap {
+                timeline: path.holding(reached.lsn),
+                start: reached.lsn,
+                end,
+            };
+            // Not without the archive: a gap that nobody is told of would look like the end of WAL.
+            self.archive(upload)?
+                .put_gap(gap, server.system_id, crate::work::now())?;
+        }
+        held.extend(segments_between(path, size, reached.lsn, end));
+        Ok(())
+    }
+
+    /// What the slot keeps; an error if it cannot be used.
+    fn restart_lsn(&self, conn: &mut Conn, stop: &Stop) -> Result<Option<Lsn>> {
+        let Some(slot) = &self.options.slot else {
+            return Ok(None);
+        };
+        // A slot that was never used has no position yet, and a lost one has none any more: only SQL tells which.
+        let info = match self
+            .connect
+            .ordinary(stop)
+            .and_then(|mut sql| sql.slot_info(slot))
+        {
+            Ok(info) => info.ok_or_else(|| no_slot(slot))?,
+            Err(e) if conn.server_version().reads_slots() => {
+                log::debug!(
+                    "no ordinary session to ask about the slot: {}",
+                    e.one_line()
+                );
+                let state = conn.read_slot(slot)?.ok_or_else(|| no_slot(slot))?;
+                return Ok(state.restart_lsn);
+            }
+            Err(e) => {
+                return Err(e.context(format!("could not look at the replication slot \"{slot}\""))
+                    .hint("Servers before 15 tell of slots in an ordinary session alone: let the role connect to database postgres."));
+            }
+        };
+        if info.is_lost() {
+            return Err(Error::new(
+                Kind::Hole,
+                format!("the replication slot \"{slot}\" is lost"),
+            )
+            .detail("The server has removed WAL that it should have kept (max_slot_wal_keep_size).")
+            .hint("Drop the slot and create it anew, go on with --accept-gap, and take a base backup."));
+        }
+        Ok(info.restart_lsn)
+    }
+}
+
+impl Relay<'_> {
+    /// Reader and writer, until the stream has ended and all that came of it is durable.
+    fn stream(
+        &self,
+        stream: &mut WalStream,
+        writer: &mut SegmentWriter<OsDir>,
+        segment_size: SegmentSize,
+        sealed: &Sender<()>,
+        stop: &Stop,
+    ) -> Result<End> {
+        let options = self.options;
+        self.progress.connect(stream.sender());
+        self.progress.set_state("streaming");
+        let (items, queue) = bounded::<Item>(RECEIVE_QUEUE_BATCHES);
+        let (emptied, empty) = bounded(RECEIVE_QUEUE_BATCHES);
+        let rules = Rules {
+            synchronous: options.synchronous,
+            status_interval: options.status_interval,
+            receive_timeout: options.receive_timeout,
+            end_position: options.end_position,
+            segment_size,
+            stop: stop.clone(),
+            given_up: Stop::new(),
+        };
+        let room = || self.has_room();
+        crew::run(stop, |crew| {
+            let (rules, progress) = (&rules, &self.progress);
+            let writer = Writer {
+                segments: writer,
+                items: queue,
+                empty: emptied,
+                sealed: sealed.clone(),
+                progress,
+                rules,
+                room: &room,
+            };
+            crew.spawn("wal-writer", move || writer.run())?;
+            let reader = Reader {
+                stream,
+                items,
+                empty,
+                progress,
+                rules,
+            };
+            // Its end of the channel falls with it: the writer writes what is left, syncs, reports and ends.
+            let end = reader.run();
+            if matches!(end, End::Paused | End::Stopped) {
+                rules.given_up.set();
+            }
+            Ok(end)
+        })
+    }
+
+    /// Whether the spool may become larger by a segment.
+    fn has_room(&self) -> bool {
+        let Some(most) = self.options.spool_bytes_max else {
+            return true;
+        };
+        // What cannot be counted is not too much.
+        self.spool_status().bytes < most
+    }
+}
+
+/// The segments of a path from the one that holds `from` up to the one that begins at `to`, exclusively.
+fn segments_between(path: &TimelineHistory, size: SegmentSize, from: Lsn, to: Lsn) -> Vec<Segment> {
+    let (mut number, end) = (SegmentNo::holding(from, size), SegmentNo::holding(to, size));
+    let mut segments = Vec::new();
+    while number < end {
+        let last_byte = Lsn(number.next().start(size).0 - 1);
+        segments.push(Segment::new(path.holding(last_byte), number, size));
+        number = number.next();
+    }
+    segments
+}
+
+fn no_slot(name: &str) -> Error {
+    Error::new(
+        Kind::Missing,
+        format!("there is no replication slot \"{name}\""),
+    )
+    .detail("It is not created silently: what the server removed meanwhile would be missing.")
+    .hint(format!(
+        "Make it with wal-receive --create-slot --slot {name}, or find out who dropped it."
+    ))
+}
+
+fn no_next_timeline(timeline: TimelineId) -> Error {
+    Error::new(
+        Kind::Protocol,
+        format!("the server ended timeline {timeline} without naming the next one"),
+    )
+}
+
+/// What the end of a stream means for the session.
+fn outcome(end: End) -> Result<Outcome> {
+    match end {
+        End::Reached => {
+            log::info!("the end position was reached");
+            Ok(Outcome::Done)
+        }
+        End::Shutdown => Ok(Outcome::Again("the server has shut down".to_string())),
+        End::Paused => Ok(Outcome::Again(
+            "there is no room for more, so the server was left".to_string(),
+        )),
+        End::Lost(e) => Err(e),
+        End::Timeline | End::Stopped | End::WriterGone => Err(Error::new(
+            Kind::Bug,
+            "the end of a stream was not understood",
+        )),
+    }
+}

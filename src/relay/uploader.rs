@@ -1,0 +1,288 @@
+//! Threads uploader and upload-n: whole segments from the spool into the archive. The directory is the queue, so a
+//! restart and the steady state go one way; a hint only says when to look. Nothing here ever holds up the receiver, and
+//! an archive that is down is tried again for ever: the spool keeps what waits, and the slot what does not fit.
+//!
+//! It needs no server: whose WAL it is, each segment says itself, so what a dead server left is archived all the same.
+
+use super::{Relay, Upload};
+use crate::archive::Archive;
+use crate::archive::growing::Grown;
+use crate::archive::identity::Identity;
+use crate::archive::wal::{Expect, Put};
+use crate::disk;
+use crate::disk::os::OsDir;
+use crate::error::{Error, Kind, Result};
+use crate::pg::{Lsn, Segment, SystemId, WalName};
+use crate::spool::queue::{Queue, Waiting};
+use crate::spool::{self, owner, partial_name};
+use crate::work::crew;
+use crate::work::stop::Stop;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long the uploader sleeps when nobody hints: what an earlier life left is found at once, and what comes is hinted.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// First pause after a failed upload; it doubles up to `FAILURE_PAUSE_MAX`.
+const FAILURE_PAUSE_FIRST: Duration = Duration::from_secs(1);
+
+/// Longest pause after a failed upload.
+const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// How long a segment that the archive will not take is left alone, while others go on.
+const STUCK_PAUSE: Duration = Duration::from_secs(60);
+
+/// A segment on its way, and what became of it.
+type Sent = (Segment, Result<Put>);
+
+/// What the uploader remembers between its rounds.
+struct Uploader<'a> {
+    relay: &'a Relay<'a>,
+    upload: &'a Upload<'a>,
+    jobs: Sender<Segment>,
+    results: Receiver<Sent>,
+    /// The cluster that the archive was claimed for.
+    cluster: Option<Identity>,
+    /// Segments that the archive will not take, and when.
+    stuck: BTreeMap<Segment, Instant>,
+    /// The growing segment that was put last, up to where, and when.
+    grown: Option<(Segment, Lsn, Instant)>,
+    pause: Duration,
+}
+
+impl Relay<'_> {
+    /// Uploads until `over`; when that is not because of `stop`, to the end of what is there.
+    pub(super) fn upload(
+        &self,
+        upload: &Upload<'_>,
+        hint: &Receiver<()>,
+        over: &Stop,
+        stop: &Stop,
+    ) -> Result<()> {
+        let (jobs, queue) = bounded::<Segment>(upload.threads);
+        let (done, results) = bounded::<Sent>(upload.threads);
+        crew::run(stop, |crew| {
+            for n in 0..upload.threads {
+                let (queue, done) = (queue.clone(), done.clone());
+                crew.spawn(format!("upload-{n}"), move || {
+                    for segment in queue {
+                        let sent = self.put(upload, segment);
+                        if done.send((segment, sent)).is_err() {
+                            break;
+                        }
+                    }
+                    Ok(())
+                })?;
+            }
+            drop((queue, done));
+            // Dropped at the end with its ends of the channels, and the workers end.
+            Uploader {
+                relay: self,
+                upload,
+                jobs,
+                results,
+                cluster: None,
+                stuck: BTreeMap::new(),
+                grown: None,
+                pause: FAILURE_PAUSE_FIRST,
+            }
+            .run(hint, over, stop);
+            Ok(())
+        })
+    }
+
+    fn put(&self, upload: &Upload<'_>, segment: Segment) -> Result<Put> {
+        let path = self.options.directory.join(segment.to_string());
+        let header = owner::header(&self.spool, &segment.to_string())?;
+        let expect = Expect {
+            system_id: header.map(|header| header.system_id),
+            segment_size: header.map(|header| header.segment_size),
+        };
+        self.archive(upload)?
+            .put_wal(WalName::Segment(segment), &path, expect, || Ok(()))
+    }
+}
+
+impl Uploader<'_> {
+    fn run(&mut self, hint: &Receiver<()>, over: &Stop, stop: &Stop) {
+        loop {
+            let last = over.is_set();
+            match self.round(stop) {
+                Ok(()) => self.pause = FAILURE_PAUSE_FIRST,
+                Err(e) => self.failed(&e),
+            }
+            if last || stop.is_set() {
+                return;
+            }
+            // The end of the receiver drops the other end of the hint, and wakes us.
+            if let Err(RecvTimeoutError::Disconnected) = hint.recv_timeout(self.patience()) {
+                over.wait(Duration::from_secs(1));
+            }
+        }
+    }
+
+    /// Sends everything that waits, side by side, history files first; then the growing segment.
+    fn round(&mut self, stop: &Stop) -> Result<()> {
+        let Some(header) = owner::any_header(&self.relay.spool)? else {
+            return Ok(());
+        };
+        self.claim(Identity {
+            system_id: header.system_id,
+            major: header.major.unwrap_or(0),
+            segment_size: header.segment_size,
+        })?;
+        let mut queue = Queue::new(self.relay.open_spool()?, header.segment_size);
+        self.stuck.retain(|_, since| since.elapsed() < STUCK_PAUSE);
+        let mut under_way = 0;
+        let mut outage = None;
+        for item in queue.waiting()? {
+            if stop.is_set() || outage.is_some() {
+                break;
+            }
+            match item {
+                Waiting::History(timeline) => {
+                    let text = spool::read_history(&self.relay.spool, timeline)?;
+                    self.archive()?.put_history(timeline, &text)?;
+                    queue.mark_done(item)?;
+                }
+                Waiting::Segment(segment) if self.stuck.contains_key(&segment) => {}
+                Waiting::Segment(segment) => {
+                    if under_way == self.upload.threads {
+                        outage = self.take_one(&mut queue)?;
+                        under_way -= 1;
+                    }
+                    self.jobs.send(segment).map_err(|_| workers_gone())?;
+                    under_way += 1;
+                }
+            }
+        }
+        for _ in 0..under_way {
+            let failed = self.take_one(&mut queue)?;
+            outage = outage.or(failed);
+        }
+        queue.trim(self.upload.keep)?;
+        match outage {
+            Some(e) => Err(e),
+            None => self.grow(header.system_id),
+        }
+    }
+
+    /// One upload has ended, well or not. An error that would meet the next one too is answered.
+    fn take_one(&mut self, queue: &mut Queue<OsDir>) -> Result<Option<Error>> {
+        let (segment, sent) = self.results.recv().map_err(|_| workers_gone())?;
+        match sent {
+            Ok(put) => {
+                queue.mark_done(Waiting::Segment(segment))?;
+                match put {
+                    Put::Stored(bytes) => log::info!("archived {segment} ({bytes} bytes)"),
+                    Put::AlreadyThere => {
+                        log::info!("{segment} is archived already, with the same bytes")
+                    }
+                }
+                self.relay.acknowledge_archived(segment);
+                if let Some((grown, ..)) = self.grown.take_if(|(grown, ..)| *grown == segment) {
+                    self.forget_grown(grown);
+                }
+                Ok(None)
+            }
+            Err(e) if matches!(e.kind(), Kind::Mismatch | Kind::Corrupt | Kind::Refused) => {
+                self.stuck.insert(segment, Instant::now());
+                self.failed(&e);
+                Ok(None)
+            }
+            Err(e) => Ok(Some(e)),
+        }
+    }
+
+    /// Makes sure, once, that the archive is this cluster's.
+    fn claim(&mut self, cluster: Identity) -> Result<()> {
+        if self.cluster.as_ref() != Some(&cluster) {
+            self.archive()?.claim(&cluster, crate::work::now())?;
+            self.cluster = Some(cluster);
+        }
+        Ok(())
+    }
+
+    /// Puts what is durable of the segment being written, if that is wanted, due and more than before.
+    fn grow(&mut self, system_id: SystemId) -> Result<()> {
+        let Some(every) = self.upload.partial_every else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        if self
+            .grown
+            .is_some_and(|(_, _, at)| now.duration_since(at) < every)
+        {
+            return Ok(());
+        }
+        let Some((segment, size, durable)) = self.relay.growing() else {
+            return Ok(());
+        };
+        if self
+            .grown
+            .is_some_and(|(s, lsn, _)| (s, lsn) == (segment, durable))
+        {
+            return Ok(());
+        }
+        let path = self.relay.options.directory.join(partial_name(segment));
+        let file = match disk::open(&path) {
+            // It has become whole meanwhile.
+            Err(e) if e.kind() == Kind::Missing => return Ok(()),
+            other => other?,
+        };
+        let expect = Expect {
+            system_id: Some(system_id),
+            segment_size: Some(size),
+        };
+        let bytes = durable.0 - segment.start(size)?.0;
+        let archive = self.archive()?;
+        if archive.put_growing(segment, &file, bytes, expect)? != Grown::Complete {
+            self.grown = Some((segment, durable, now));
+            self.relay.acknowledge_grown(segment, durable);
+        }
+        Ok(())
+    }
+
+    /// The complete segment is archived: the growing one has served.
+    fn forget_grown(&self, segment: Segment) {
+        let size = self.cluster.as_ref().map(|cluster| cluster.segment_size);
+        if let Some(size) = size
+            && let Err(e) = self
+                .archive()
+                .and_then(|archive| archive.remove_growing(segment, size))
+        {
+            log::debug!("{}", e.one_line());
+        }
+    }
+
+    fn archive(&self) -> Result<Arc<Archive>> {
+        self.relay.archive(self.upload)
+    }
+
+    /// How long to sleep when nobody hints.
+    fn patience(&self) -> Duration {
+        let grows = self.upload.partial_every.unwrap_or(LOOK_AGAIN);
+        match self.pause > FAILURE_PAUSE_FIRST {
+            true => self.pause,
+            false => LOOK_AGAIN.min(grows),
+        }
+    }
+
+    /// Said once per failure; receiving goes on.
+    fn failed(&mut self, error: &Error) {
+        log::warn!("uploading will be tried again: {}", error.one_line());
+        if error.kind() == Kind::Unavailable {
+            self.relay.archive_failed();
+            self.cluster = None;
+        }
+        self.relay.progress.set_error(error.one_line());
+        self.pause = (self.pause * 2).min(FAILURE_PAUSE_MAX);
+    }
+}
+
+/// Their own error is the one that counts.
+fn workers_gone() -> Error {
+    Error::new(Kind::Interrupted, "interrupted: the uploaders have ended")
+}

@@ -1,0 +1,151 @@
+//! Thread wal-writer: from batches into segment files. It takes what has gathered, writes it, syncs once, and tells
+//! the server at once: commits that wait together pay for one sync.
+
+use super::progress::Progress;
+use super::reader::Batch;
+use super::{Item, Rules};
+use crate::disk::Fs;
+use crate::error::{Kind, Result};
+use crate::limits::RECEIVE_SYNC_BYTES;
+use crate::pg::{Lsn, SegmentNo};
+use crate::spool::writer::SegmentWriter;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+/// How long the writer waits for room before it looks again.
+const ROOM_PAUSE: Duration = Duration::from_millis(500);
+
+/// One writer.
+pub struct Writer<'a, F: Fs> {
+    /// Where the WAL goes.
+    pub segments: &'a mut SegmentWriter<F>,
+    /// From the reader.
+    pub items: Receiver<Item>,
+    /// Emptied buffers go back.
+    pub empty: Sender<Vec<u8>>,
+    /// Says that a segment is whole.
+    pub sealed: Sender<()>,
+    /// How far all are.
+    pub progress: &'a Progress,
+    /// What was asked for.
+    pub rules: &'a Rules,
+    /// Whether the spool may grow by one more segment.
+    pub room: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl<F: Fs> Writer<'_, F> {
+    /// Writes until the reader has ended and all that it left is durable. An error means that nobody knows what is on
+    /// the disk: the process must end.
+    pub fn run(mut self) -> Result<()> {
+        let items = self.items.clone();
+        loop {
+            let patience = self
+                .rules
+                .status_interval
+                .saturating_sub(self.progress.since_report());
+            let first = match items.recv_timeout(patience.max(Duration::from_millis(1))) {
+                Ok(item) => Some(item),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let before = self.segments.write_lsn();
+            let mut reply = first.is_none();
+            let mut next = first;
+            while let Some(item) = next.take() {
+                match item {
+                    Item::Reply => reply = true,
+                    Item::Wal(batch) => {
+                        if !self.write(batch)? {
+                            return Ok(());
+                        }
+                    }
+                }
+                let written = self.segments.write_lsn().0.saturating_sub(before.0);
+                if written < RECEIVE_SYNC_BYTES {
+                    next = items.try_recv().ok();
+                }
+            }
+            if self.rules.synchronous || reply {
+                self.flush()?;
+                self.report();
+            }
+        }
+        self.flush()?;
+        self.report();
+        Ok(())
+    }
+
+    /// Writes a batch as soon as there is room for it; `false` when it was given up for want of room and the reader has
+    /// gone. What was not written was not acknowledged either, and is asked for again.
+    fn write(&mut self, batch: Batch) -> Result<bool> {
+        let flushed = self.segments.flush_lsn();
+        let mut told = false;
+        loop {
+            let written = match self.needs_room(&batch) && !(self.room)() {
+                true => Err("the spool is as large as it may become".to_string()),
+                false => match self.segments.append(batch.lsn, &batch.bytes) {
+                    Err(e) if e.kind() == Kind::Full => Err(e.one_line()),
+                    other => Ok(other?),
+                },
+            };
+            match written {
+                Ok(()) => break,
+                Err(why) => self.tell(&mut told, &why),
+            }
+            // Nobody will send more: leave what cannot be written to the server, which has it.
+            if self.rules.given_up.wait(ROOM_PAUSE) || self.rules.stop.is_set() {
+                return Ok(false);
+            }
+        }
+        self.progress.written.raise(self.segments.write_lsn().0);
+        if self.segments.flush_lsn() > flushed {
+            self.finished_segment();
+        }
+        if told {
+            log::info!("receiving goes on");
+            self.progress.set_state("streaming");
+        }
+        let mut buffer = batch.bytes;
+        buffer.clear();
+        // Full: the reader has buffers enough.
+        let _ = self.empty.try_send(buffer);
+        Ok(true)
+    }
+
+    /// Whether a batch takes a new segment file.
+    fn needs_room(&self, batch: &Batch) -> bool {
+        let size = self.rules.segment_size;
+        let (at, end) = (self.segments.write_lsn(), batch.end());
+        let last = SegmentNo::holding(Lsn(end.0.saturating_sub(1)), size);
+        last.start(size) >= at
+    }
+
+    fn tell(&self, told: &mut bool, why: &str) {
+        if !std::mem::replace(told, true) {
+            log::warn!("receiving pauses: {why}");
+            self.progress.set_state("paused");
+            self.progress.set_error(why.to_string());
+        }
+    }
+
+    /// A full segment is durable: the server may forget it, and the uploader may take it.
+    fn finished_segment(&mut self) {
+        self.progress.flushed.raise(self.segments.flush_lsn().0);
+        // Full: it knows already that there is something to do.
+        let _ = self.sealed.try_send(());
+        self.report();
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        let flushed = self.segments.flush()?;
+        self.progress.flushed.raise(flushed.0);
+        Ok(())
+    }
+
+    /// A report that does not get through is the reader's to notice: it is the one who listens.
+    fn report(&self) {
+        if let Err(e) = self.progress.report(false) {
+            log::debug!("could not report to the server: {}", e.one_line());
+        }
+    }
+}

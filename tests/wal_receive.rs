@@ -1,0 +1,676 @@
+//! `wal-receive` on real servers: what it receives, what it acknowledges, where it goes on, and what it survives.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::support::archive::Archive;
+use crate::support::cluster::{Builder, Cluster, Stop};
+use crate::support::seawall::Seawall;
+use crate::support::tmpfs::Tmpfs;
+use crate::support::{Scratch, give_to_postgres, is_root, rounds, run, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A spool directory and how its receiver is called.
+struct Receiver<'a> {
+    scratch: &'a Scratch,
+    spool: PathBuf,
+}
+
+impl<'a> Receiver<'a> {
+    fn new(scratch: &'a Scratch, name: &str) -> Receiver<'a> {
+        let spool = scratch.dir(name);
+        Receiver { scratch, spool }
+    }
+
+    /// A receiver of `server` with its slot; it reports often, so that tests need not wait.
+    fn command(&self, seawall: Seawall, server: &Cluster) -> Seawall {
+        let _ = self.scratch;
+        seawall
+            .envs(server.client_env())
+            .args(["wal-receive", "--slot", "spool", "--status-interval", "1"])
+            .arg("--directory")
+            .arg(&self.spool)
+    }
+
+    fn plain(&self, server: &Cluster) -> Seawall {
+        self.command(Seawall::new(self.scratch), server)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.spool.join(name).exists()
+    }
+
+    /// What `seawall status` tells; null until there is something to tell.
+    fn status(&self) -> Value {
+        let status = Seawall::new(self.scratch).args(["status", "--json", "--directory"]);
+        let outcome = status.arg(&self.spool).run();
+        match outcome.code {
+            Some(9) => Value::Null,
+            _ => serde_json::from_slice(&outcome.ok().stdout).expect("JSON"),
+        }
+    }
+
+    /// Waits until everything that the server has written by now is flushed here.
+    fn wait_flushed(&self, server: &Cluster) {
+        let now = server.value("select pg_current_wal_lsn()::text");
+        let behind = format!(
+            "select coalesce(bool_or(flush_lsn >= '{now}'), false)::text from pg_stat_replication"
+        );
+        wait_for(PATIENCE, "the receiver to flush", || {
+            server.value(&behind) == "true"
+        });
+    }
+}
+
+fn create_slot(scratch: &Scratch, server: &Cluster) {
+    let seawall = Seawall::new(scratch).envs(server.client_env());
+    seawall
+        .args(["wal-receive", "--create-slot", "--slot", "spool"])
+        .run()
+        .ok();
+}
+
+fn server<'a>(scratch: &'a Scratch, name: &str) -> Builder<'a> {
+    Cluster::builder(scratch, name)
+        .config("wal_sender_timeout", "10s")
+        .config("fsync", "on")
+}
+
+/// Writes about `mib` MiB of WAL and ends its last segment; answers that segment's name.
+fn write_wal(server: &Cluster, mib: u32) -> String {
+    server.execute("create table if not exists filler (t text)");
+    for _ in 0..mib {
+        server.execute("insert into filler select repeat(md5(random()::text), 30) from generate_series(1, 1000)");
+    }
+    server.switch_wal()
+}
+
+/// Every whole file in the spool that the server still has is the same there, byte for byte.
+fn compare_with_server(spool: &Path, server: &Cluster) -> usize {
+    let mut same = 0;
+    for entry in fs::read_dir(spool).expect("the spool") {
+        let path = entry.expect("an entry").path();
+        let name = path
+            .file_name()
+            .and_then(|n| n.to_str())
+            .unwrap_or_default();
+        let theirs = server.data().join("pg_wal").join(name);
+        if name.len() == 24 && theirs.exists() {
+            assert!(
+                fs::read(&path).unwrap() == fs::read(theirs).unwrap(),
+                "{name}"
+            );
+            same += 1;
+        }
+    }
+    same
+}
+
+#[test]
+fn matrix_wal_is_received_and_uploaded_byte_for_byte() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let server = server(&scratch, "production")
+        .config("wal_keep_size", "200MB")
+        .start();
+    create_slot(&scratch, &server);
+    let kept = Receiver::new(&scratch, "kept");
+    let receiver = kept.command(archive.seawall(), &server);
+    let running = receiver.args(["--keep-local", "always"]).spawn();
+
+    let last = write_wal(&server, 5);
+    let key = format!("wal_005/{last}.zst");
+    wait_for(PATIENCE, "the last segment in the archive", || {
+        archive.get(&key).is_some() && kept.has(&format!("{last}.done"))
+    });
+    // The same bytes: in the spool, on the server, in the archive.
+    assert!(compare_with_server(&kept.spool, &server) >= 5);
+    let stored = crate::support::archive::unzstd(&archive.get(&key).unwrap());
+    assert!(stored == fs::read(kept.spool.join(&last)).unwrap());
+
+    // The status says so without asking the server.
+    let mut status = Value::Null;
+    wait_for(PATIENCE, "a status with everything archived", || {
+        status = kept.status();
+        status["state"] == "streaming" && status["spool"]["waiting"] == 0
+    });
+    assert_eq!(status["slot"], "spool");
+    assert_eq!(status["timeline"], 1);
+    assert_eq!(status["running"], true);
+    for position in ["received", "written", "flushed", "archived"] {
+        assert!(status[position]["lsn"].is_string(), "{position}: {status}");
+    }
+    let lsn = |text: &Value| crate::support::archive::lsn(text);
+    assert!(lsn(&status["flushed"]["lsn"]) >= lsn(&status["archived"]["lsn"]));
+
+    // A stop is a good end; whole segments that are archived go, where nobody wants them.
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+    assert_eq!(kept.status()["running"], false);
+    let again = kept.command(archive.seawall(), &server).spawn();
+    wait_for(PATIENCE, "the spool to be emptied", || !kept.has(&last));
+    again.signal(Signal::INT);
+    again.wait(PATIENCE).ok();
+}
+
+#[test]
+fn it_is_pg_receivewal_changed_by_one_word() {
+    let scratch = Scratch::new();
+    let server = server(&scratch, "production").start();
+    let receiver = Receiver::new(&scratch, "spool");
+    let slot = |words: &[&str]| {
+        let seawall = Seawall::new(&scratch).envs(server.client_env());
+        seawall.arg("wal-receive").args(words.iter().copied()).run()
+    };
+    slot(&["--create-slot", "-S", "spool"]).ok();
+    slot(&["--create-slot", "-S", "spool", "--if-not-exists"]).ok();
+    slot(&["--create-slot", "-S", "spool"]).expect(1, &["already exists"]);
+
+    // Up to a position, as pg_receivewal does, into the same directory one after the other.
+    let half = write_wal(&server, 2);
+    let position = server.value("select pg_current_wal_lsn()::text");
+    write_wal(&server, 2);
+    let words = ["--no-loop", "--endpos", &position, "--synchronous"];
+    receiver.plain(&server).args(words).run().ok();
+    assert!(receiver.has(&half));
+    let end = server.value("select pg_current_wal_lsn()::text");
+    write_wal(&server, 1);
+    let mut other = server.tool("pg_receivewal");
+    other
+        .args(["--slot", "spool", "--no-loop", "--endpos", &end, "-D"])
+        .arg(&receiver.spool);
+    run(&mut other);
+    let end = server.value("select pg_current_wal_lsn()::text");
+    write_wal(&server, 1);
+    let words = ["-n", "-E", &end];
+    receiver.plain(&server).args(words).run().ok();
+    assert!(compare_with_server(&receiver.spool, &server) >= 1);
+    let whole: BTreeSet<String> = names(&receiver.spool)
+        .into_iter()
+        .filter(|n| n.len() == 24)
+        .collect();
+    assert!(whole.len() >= 5, "{whole:?}");
+
+    slot(&["--drop-slot", "-S", "spool"]).ok();
+    slot(&["--drop-slot", "-S", "spool"]).expect(9, &["spool"]);
+    // It is not made again in silence.
+    let gone = receiver.plain(&server).run();
+    gone.expect(
+        9,
+        &["there is no replication slot \"spool\"", "--create-slot"],
+    );
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("a directory");
+    let mut names: Vec<String> = entries
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .to_string_lossy()
+                .into_owned()
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn matrix_as_synchronous_standby_it_loses_no_acknowledged_commit() {
+    // Given a server whose commits wait for the receiver,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = server(&scratch, "production").start();
+    create_slot(&scratch, &production);
+    production.execute("create table paid (n bigint primary key)");
+    let push = archive.seawall_for(&production).arg("backup-push");
+    let receiver = Receiver::new(&scratch, "spool");
+    let start = |server: &Cluster| {
+        receiver
+            .command(archive.seawall(), server)
+            .args(["--synchronous", "--receive-timeout", "5s"])
+            .spawn()
+    };
+    let mut running = start(&production);
+    push.arg(production.data())
+        .args(["--wal-timeout", "1min"])
+        .run()
+        .ok();
+    production.configure("synchronous_standby_names", "seawall");
+    production.reload();
+    let mut acknowledged = 0;
+    for round in 0..rounds(3, 20) {
+        // when commits go on until the receiver, the server or both are killed,
+        let end = Instant::now() + Duration::from_millis(300 + 150 * round as u64 % 700);
+        let mut client = production.client();
+        while Instant::now() < end {
+            acknowledged += 1;
+            let insert = format!("insert into paid values ({acknowledged})");
+            client.batch_execute(&insert).expect("a commit");
+        }
+        drop(client);
+        running.signal(Signal::KILL);
+        running.wait(PATIENCE).expect_signal(Signal::KILL);
+        if round % 2 == 1 {
+            production.kill9();
+            production.start();
+        }
+        running = start(&production);
+    }
+    let mut client = production.client();
+    for _ in 0..50 {
+        acknowledged += 1;
+        let insert = format!("insert into paid values ({acknowledged})");
+        client.batch_execute(&insert).expect("a commit");
+    }
+    drop(client);
+    // and at last the server is lost for good,
+    production.kill9();
+    running.signal(Signal::KILL);
+    running.wait(PATIENCE).expect_signal(Signal::KILL);
+
+    // then a restore from archive and spool has every commit that was acknowledged.
+    let copy = scratch.join("copy");
+    let command = archive
+        .seawall()
+        .args(["wal-fetch", "--partial", "--spool"])
+        .arg(&receiver.spool)
+        .args(["%f", "%p"])
+        .shell_line();
+    let fetch = archive
+        .seawall()
+        .arg("backup-fetch")
+        .arg(&copy)
+        .arg("LATEST");
+    fetch
+        .args(["--restore-command", &command, "--recovery"])
+        .run()
+        .ok();
+    let mut copy = Cluster::builder(&scratch, "copy").on(copy);
+    copy.start();
+    copy.wait_recovered();
+    assert_eq!(copy.number("select count(*) from paid"), acknowledged);
+    assert_eq!(copy.number("select max(n) from paid"), acknowledged);
+}
+
+#[test]
+fn a_fast_shutdown_does_not_wait_and_the_server_is_met_again() {
+    let scratch = Scratch::new();
+    let mut server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let mut running = receiver.plain(&server).arg("--synchronous").spawn();
+    write_wal(&server, 1);
+    receiver.wait_flushed(&server);
+    let began = Instant::now();
+    server.stop(Stop::Fast);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(20), "the shutdown took {took:?}");
+    wait_for(PATIENCE, "a receiver that waits", || {
+        let state = receiver.status()["state"].clone();
+        state == "waiting" || state == "connecting"
+    });
+    server.start();
+    let last = write_wal(&server, 1);
+    wait_for(PATIENCE, "the segment after the restart", || {
+        receiver.has(&last)
+    });
+    assert!(!running.has_ended());
+    assert!(compare_with_server(&receiver.spool, &server) >= 1);
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+}
+
+/// A standby of `primary` with its own archive of nothing, which follows it by streaming.
+fn standby(scratch: &Scratch, primary: &Cluster, name: &str) -> Cluster {
+    let data = scratch.join(name);
+    let mut basebackup = primary.tool("pg_basebackup");
+    basebackup
+        .args(["--checkpoint=fast", "--wal-method=stream", "--pgdata"])
+        .arg(&data);
+    run(&mut basebackup);
+    fs::write(data.join("standby.signal"), "").expect("standby.signal");
+    give_to_postgres(&data.join("standby.signal"), 0o600);
+    let mut standby = Cluster::builder(scratch, name).on(data);
+    let conninfo = format!(
+        "host={} port={} user=postgres",
+        primary.sockets().display(),
+        primary.port()
+    );
+    standby.configure("primary_conninfo", &conninfo);
+    standby.start();
+    standby
+}
+
+fn wait_caught_up(primary: &Cluster, standby: &Cluster) {
+    let lsn = primary.value("select pg_current_wal_lsn()::text");
+    let caught = format!("select (pg_last_wal_replay_lsn() >= '{lsn}')::text");
+    wait_for(PATIENCE, "the standby to catch up", || {
+        standby.value(&caught) == "true"
+    });
+}
+
+#[test]
+fn matrix_timelines_are_followed_in_mid_segment_and_on_its_border() {
+    for on_border in [false, true] {
+        let scratch = Scratch::new();
+        let archive = Archive::directory(&scratch, "archive");
+        let mut primary = server(&scratch, "primary").start();
+        let standby = standby(&scratch, &primary, "standby");
+        standby.execute("select pg_create_physical_replication_slot('spool', true)");
+        let receiver = Receiver::new(&scratch, "spool");
+        let command = receiver.command(archive.seawall(), &standby);
+        let running = command.args(["--keep-local", "always"]).spawn();
+        write_wal(&primary, 2);
+        if !on_border {
+            primary.execute("create table half as select 1");
+        }
+        wait_caught_up(&primary, &standby);
+        if on_border {
+            // Everything up to the end of a segment, and nothing behind it: the server must not write on.
+            primary.stop(Stop::Immediate);
+        }
+        standby.promote();
+        standby.execute("create table after_the_switch as select 1");
+        let last = write_wal(&standby, 2);
+        assert!(last.starts_with("00000002"), "{last}");
+        let key = format!("wal_005/{last}.zst");
+        wait_for(PATIENCE, "the new timeline in the archive", || {
+            archive.get(&key).is_some()
+        });
+        assert!(archive.get("wal_005/00000002.history.zst").is_some());
+        assert!(receiver.has("00000002.history"));
+        assert!(compare_with_server(&receiver.spool, &standby) >= 2);
+        // The run of segments has no hole along the path.
+        running.signal(Signal::TERM);
+        running.wait(PATIENCE).ok();
+        let again = receiver.command(archive.seawall(), &standby).spawn();
+        let last = write_wal(&standby, 1);
+        let key = format!("wal_005/{last}.zst");
+        wait_for(PATIENCE, "a segment after the restart", || {
+            archive.get(&key).is_some()
+        });
+        again.signal(Signal::TERM);
+        again.wait(PATIENCE).ok();
+    }
+}
+
+#[test]
+fn the_archive_may_be_down_for_as_long_as_it_likes() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let command = receiver.command(archive.seawall(), &server);
+    let mut running = command.env("SEAWALL_RETRY_TIMEOUT", "1s").spawn();
+    let first = write_wal(&server, 1);
+    let key = |segment: &str| format!("wal_005/{segment}.zst");
+    wait_for(PATIENCE, "the first segment", || {
+        archive.get(&key(&first)).is_some()
+    });
+
+    // The archive goes away; receiving goes on, and nothing leaves the spool.
+    let away = scratch.join("away");
+    fs::rename(archive.path(), &away).expect("moved");
+    let second = write_wal(&server, 2);
+    wait_for(PATIENCE, "the segment in the spool", || {
+        receiver.has(&second)
+    });
+    receiver.wait_flushed(&server);
+    wait_for(PATIENCE, "a status that says what is wrong", || {
+        receiver.status()["last_error"]
+            .to_string()
+            .contains("archive")
+    });
+    assert!(!running.has_ended());
+    assert!(receiver.has(&second));
+    // A receiver that is started meanwhile receives all the same.
+    running.signal(Signal::KILL);
+    running.wait(PATIENCE).expect_signal(Signal::KILL);
+    let command = receiver.command(archive.seawall(), &server);
+    let mut running = command.env("SEAWALL_RETRY_TIMEOUT", "1s").spawn();
+    let third = write_wal(&server, 1);
+    wait_for(PATIENCE, "a segment without the archive", || {
+        receiver.has(&third)
+    });
+    assert!(!running.has_ended());
+
+    // It comes back, as another mount of the same bytes, and everything gets there.
+    run(std::process::Command::new("cp")
+        .args(["--archive"])
+        .arg(&away)
+        .arg(archive.path()));
+    wait_for(PATIENCE, "the backlog in the archive", || {
+        archive.get(&key(&second)).is_some() && !receiver.has(&second)
+    });
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+}
+
+#[test]
+fn a_full_disk_pauses_and_loses_nothing() {
+    if !is_root() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let disk = Tmpfs::mount(&scratch, "small", 6 << 20);
+    give_to_postgres(disk.path(), 0o700);
+    let receiver = Receiver {
+        scratch: &scratch,
+        spool: disk.path().to_path_buf(),
+    };
+    // The status goes elsewhere: its own file would not fit either.
+    let status = scratch.dir("status").join("status.json");
+    let command = receiver.plain(&server).arg("--status-file").arg(&status);
+    let mut running = command.spawn();
+    let last = write_wal(&server, 9);
+    wait_for(PATIENCE, "a receiver that pauses", || {
+        fs::read_to_string(&status).is_ok_and(|text| text.contains("\"paused\""))
+    });
+    assert!(!running.has_ended(), "it must not end");
+    assert!(!receiver.has(&last));
+    // Somebody makes room, segment by segment.
+    let kept = scratch.dir("kept");
+    wait_for(PATIENCE, "the last segment", || {
+        for name in names(&receiver.spool) {
+            if name.len() == 24 && name != last {
+                let from = receiver.spool.join(&name);
+                fs::copy(&from, kept.join(&name)).expect("copied");
+                fs::remove_file(&from).expect("removed");
+            }
+        }
+        receiver.has(&last)
+    });
+    assert!(compare_with_server(&receiver.spool, &server) >= 1);
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+}
+
+#[test]
+fn a_gap_is_named_and_accepted_only_by_word() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let command = || receiver.command(archive.seawall(), &server);
+    let running = command().spawn();
+    let first = write_wal(&server, 1);
+    let key = |segment: &str| format!("wal_005/{segment}.zst");
+    wait_for(PATIENCE, "the first segment", || {
+        archive.get(&key(&first)).is_some()
+    });
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+
+    // Somebody drops the slot and makes it anew: what lies between is gone.
+    server.execute("select pg_drop_replication_slot('spool')");
+    write_wal(&server, 3);
+    server.execute("checkpoint");
+    server.execute("select pg_create_physical_replication_slot('spool', true)");
+    let restart = server.value("select restart_lsn::text from pg_replication_slots");
+    let refused = command().run();
+    refused.expect(10, &["--accept-gap", &restart]);
+
+    // Told so, it goes on, and the archive knows what is missing.
+    let running = command().args(["--accept-gap", &restart]).spawn();
+    let last = write_wal(&server, 1);
+    wait_for(PATIENCE, "a segment after the gap", || {
+        archive.get(&key(&last)).is_some()
+    });
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+    let gaps = archive.keys("gaps/");
+    assert_eq!(gaps.len(), 1, "{gaps:?}");
+    let missing = crate::support::wal::next_name(&first);
+    let fetch = archive.seawall().args(["wal-fetch", &missing]);
+    let dest = scratch.dir("dest").join("RECOVERYXLOG");
+    fetch.arg(&dest).run().expect(210, &["knowingly skipped"]);
+    // The gap stays accepted.
+    let running = command().spawn();
+    let last = write_wal(&server, 1);
+    wait_for(PATIENCE, "a segment after the restart", || {
+        archive.get(&key(&last)).is_some()
+    });
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+}
+
+#[test]
+fn another_cluster_is_refused_by_spool_and_archive() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let ours = server(&scratch, "ours").start();
+    let other = server(&scratch, "other").start();
+    for server in [&ours, &other] {
+        create_slot(&scratch, server);
+    }
+    let receiver = Receiver::new(&scratch, "spool");
+    let position = ours.value("select pg_current_wal_lsn()::text");
+    write_wal(&ours, 1);
+    let words = ["--no-loop", "--endpos", &position, "--keep-local", "always"];
+    receiver
+        .command(archive.seawall(), &ours)
+        .args(words)
+        .run()
+        .ok();
+    let id =
+        |server: &Cluster| server.value("select system_identifier::text from pg_control_system()");
+    let both = [id(&ours), id(&other)];
+    let both = [both[0].as_str(), both[1].as_str()];
+    receiver.plain(&other).run().expect(5, &both);
+    let empty = Receiver::new(&scratch, "empty");
+    empty
+        .command(archive.seawall(), &other)
+        .run()
+        .expect(5, &both);
+    assert_eq!(
+        archive
+            .keys("wal_005/")
+            .iter()
+            .filter(|key| key.contains(".history"))
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn one_receiver_per_spool_and_a_busy_slot_is_waited_for() {
+    let scratch = Scratch::new();
+    let server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let running = receiver.plain(&server).spawn();
+    write_wal(&server, 1);
+    receiver.wait_flushed(&server);
+    let pid = running.pid().to_string();
+    receiver
+        .plain(&server)
+        .run()
+        .expect(4, &["seawall.lock", &pid]);
+    // Another spool, the same slot: it waits until the slot is free.
+    let second = Receiver::new(&scratch, "second");
+    let mut waiting = second.plain(&server).spawn();
+    wait_for(PATIENCE, "a receiver that waits for the slot", || {
+        second.has("seawall-status.json")
+            && second.status()["last_error"]
+                .to_string()
+                .contains("is active")
+    });
+    assert!(!waiting.has_ended());
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+    let last = write_wal(&server, 1);
+    wait_for(PATIENCE, "the second receiver's segment", || {
+        second.has(&last)
+    });
+    waiting.signal(Signal::TERM);
+    waiting.wait(PATIENCE).ok();
+}
+
+#[test]
+fn with_growing_segments_the_store_alone_has_the_last_commit() {
+    // Given a server whose commits wait for the store,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut production = server(&scratch, "production").start();
+    create_slot(&scratch, &production);
+    production.execute("create table paid (n bigint primary key)");
+    let receiver = Receiver::new(&scratch, "spool");
+    let words = [
+        "--synchronous",
+        "--acknowledge",
+        "archived",
+        "--partial-every",
+        "100ms",
+    ];
+    let running = receiver
+        .command(archive.seawall(), &production)
+        .args(words)
+        .spawn();
+    let push = archive.seawall_for(&production).arg("backup-push");
+    push.arg(production.data())
+        .args(["--wal-timeout", "1min"])
+        .run()
+        .ok();
+    production.configure("synchronous_standby_names", "seawall");
+    production.reload();
+    for n in 1..=5 {
+        production.execute(&format!("insert into paid values ({n})"));
+    }
+    // when server and spool are lost together,
+    production.kill9();
+    running.signal(Signal::KILL);
+    running.wait(PATIENCE).expect_signal(Signal::KILL);
+    fs::remove_dir_all(&receiver.spool).expect("removed");
+
+    // then the archive has every commit.
+    let copy = scratch.join("copy");
+    let command = archive
+        .seawall()
+        .args(["wal-fetch", "--partial", "%f", "%p"])
+        .shell_line();
+    let fetch = archive
+        .seawall()
+        .arg("backup-fetch")
+        .arg(&copy)
+        .arg("LATEST");
+    fetch
+        .args(["--restore-command", &command, "--recovery"])
+        .run()
+        .ok();
+    let mut copy = Cluster::builder(&scratch, "copy").on(copy);
+    copy.start();
+    copy.wait_recovered();
+    assert_eq!(copy.number("select count(*) from paid"), 5);
+}
