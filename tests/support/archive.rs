@@ -166,9 +166,13 @@ impl<'a> Archive<'a> {
         serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{key}: {e}"))
     }
 
-    /// Complete backups as backup-list tells, oldest first.
+    /// Complete backups as backup-list tells, oldest first; none in an archive that is not begun yet.
     pub fn backups(&self) -> Vec<String> {
-        let out = self.seawall().args(["backup-list", "--json"]).run().ok();
+        let out = self.seawall().args(["backup-list", "--json"]).run();
+        if out.code == Some(8) && out.stderr.contains("does not show itself") {
+            return Vec::new();
+        }
+        let out = out.ok();
         let listed: Value = serde_json::from_slice(&out.stdout).expect("JSON");
         let listed = listed.as_array().expect("an array");
         let name = |backup: &Value| backup["name"].as_str().expect("a name").to_string();
