@@ -67,7 +67,9 @@ impl Receiver {
 fn copy_of(scratch: &Scratch, archive: &Archive, options: &[&str]) -> Cluster {
     let data = scratch.join(format!("copy-{}", unique()));
     // An outage that is waited for ends the test late.
-    let fetch = archive.seawall_by_envdir().env("SEAWALL_RETRY_TIMEOUT", "2s");
+    let fetch = archive
+        .seawall_by_envdir()
+        .env("SEAWALL_RETRY_TIMEOUT", "2s");
     let fetch = fetch.arg("backup-fetch");
     fetch.arg(&data).arg("LATEST").args(options).run().ok();
     let name = format!("server-{}", unique());
