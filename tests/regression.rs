@@ -362,8 +362,9 @@ fn a_host_that_restored_knows_the_archive() {
     // when the archive is not mounted, then nothing there takes the empty place for an archive.
     let segment = production.switch_wal();
     production.wait_archived(&segment);
-    production.stop(Stop::Fast);
+    // Read before it is stopped: its last checkpoint recycles what is archived.
     let bytes = fs::read(production.data().join("pg_wal").join(&segment)).expect("the segment");
+    production.stop(Stop::Fast);
     let segment = scratch.file(scratch.dir("aside").join(&segment), bytes);
     fs::rename(scratch.join("archive"), scratch.join("away")).expect("moved");
     scratch.dir("archive");
