@@ -113,10 +113,12 @@ pub(crate) struct SimFile {
 }
 
 fn apply_write(data: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
-    if data.len() < offset + bytes.len() {
-        data.resize(offset + bytes.len(), 0);
+    if data.len() < offset {
+        data.resize(offset, 0);
     }
-    data[offset..offset + bytes.len()].copy_from_slice(bytes);
+    let (inside, behind) = bytes.split_at(bytes.len().min(data.len() - offset));
+    data[offset..offset + inside.len()].copy_from_slice(inside);
+    data.extend_from_slice(behind);
 }
 
 impl DirChange {

@@ -144,11 +144,18 @@ impl Relay<'_> {
         let restart = self.restart_lsn(conn, stop)?;
         let mut held = self.held(&contents, server, restart)?;
         if let Some(lsn) = self.options.accept_gap {
-            self.accept_gap(lsn, &contents, &mut held, server)?;
+            let known = held.get_or_insert_default();
+            self.accept_gap(lsn, &contents, known, server)?;
         }
-        let path = &server.path;
-        let start = resume::start_position(&contents, &held, path, size, restart, server.flush)?;
-        let archived = Archived::begin(&contents, &held, path.clone(), size, start.lsn)?;
+        // Without an archive at all nothing can be there.
+        if self.options.upload.is_none() {
+            held.get_or_insert_default();
+        }
+        let (path, held) = (&server.path, held.as_ref());
+        let start = resume::start_position(&contents, held, path, size, restart, server.flush)?;
+        let nothing = BTreeSet::new();
+        let held = held.unwrap_or(&nothing);
+        let archived = Archived::begin(&contents, held, path.clone(), size, start.lsn)?;
         Ok((start, archived))
     }
 
@@ -159,9 +166,9 @@ impl Relay<'_> {
         contents: &Contents,
         server: &Server,
         restart: Option<Lsn>,
-    ) -> Result<BTreeSet<Segment>> {
+    ) -> Result<Option<BTreeSet<Segment>>> {
         let Some(upload) = &self.options.upload else {
-            return Ok(BTreeSet::new());
+            return Ok(None);
         };
         let size = server.segment_size;
         let mut from = restart;
@@ -170,7 +177,8 @@ impl Relay<'_> {
             from = Some(from.map_or(start, |lsn| lsn.min(start)));
         }
         let path = &server.path;
-        let held = self.ask_archive(upload, |archive| {
+        // Without it the marks of what was uploaded stand for it.
+        self.ask_archive(upload, |archive| {
             let mut held = archive.held_segments(path, size, from.unwrap_or(Lsn(0)))?;
             let ancestors = path.ancestors.iter().map(|ancestor| ancestor.timeline);
             for timeline in ancestors.chain([path.timeline]) {
@@ -179,9 +187,7 @@ impl Relay<'_> {
                 }
             }
             Ok(held)
-        })?;
-        // Without it the marks of what was uploaded stand for it.
-        Ok(held.unwrap_or_default())
+        })
     }
 
     /// The operator gives up what lies between the end of what we have and `lsn`. The archive is told, so that recovery
@@ -203,7 +209,7 @@ impl Relay<'_> {
                 ),
             ));
         }
-        let reached = resume::start_position(contents, held, path, size, None, server.flush)?;
+        let reached = resume::start_position(contents, Some(held), path, size, None, server.flush)?;
         let end = SegmentNo::holding(lsn, size).start(size);
         if reached.lsn >= end {
             log::info!(

@@ -20,12 +20,13 @@
 //! * W5 what is `.done` is in the archive, byte for byte; a segment goes only then; a history file comes before it.
 //! * W6 a file named `.partial` has its full length, so that writing it needs no space and changes no metadata.
 //!
-//! `writer` writes segments, `resume` finds out where to go on, `queue` says what waits for upload and removes it
+//! `writer` writes segments into files that `segment_file` makes, `resume` finds out where to go on, `queue` says what waits for upload and removes it
 //! afterwards. One process at a time: the caller holds the directory's lock.
 
 pub mod owner;
 pub mod queue;
 pub mod resume;
+mod segment_file;
 #[cfg(test)]
 mod sim;
 pub mod writer;

@@ -126,7 +126,8 @@ fn removable(contents: &Contents, keep: Keep) -> Vec<Segment> {
     archived[..archived.len().saturating_sub(kept)].to_vec()
 }
 
-/// Marks of segments that are gone, once no older segment is left: then `resume` does not come by there any more.
+/// Marks of segments that are gone, once no older segment is left: then `resume` does not come by there any more. The
+/// newest stays: in an empty spool it is all that shows how far we were.
 fn stale_marks(contents: &Contents, size: SegmentSize) -> Result<Vec<Segment>> {
     let mut oldest: Option<SegmentNo> = None;
     for segment in &contents.whole {
@@ -137,10 +138,14 @@ fn stale_marks(contents: &Contents, size: SegmentSize) -> Result<Vec<Segment>> {
     for segment in contents.done.difference(&contents.whole) {
         let number = segment.number(size)?;
         if oldest.is_none_or(|oldest| number < oldest) {
-            stale.push(*segment);
+            stale.push((number, *segment));
         }
     }
-    Ok(stale)
+    stale.sort();
+    if contents.whole.is_empty() {
+        stale.pop();
+    }
+    Ok(stale.into_iter().map(|(_, segment)| segment).collect())
 }
 
 /// How far the archive reaches without a hole: the LSN below which all WAL along the server's timelines is archived.
@@ -182,7 +187,8 @@ impl Archived {
         Ok(begun)
     }
 
-    /// The position up to which the archive has everything.
+    /// The position up to which the archive has everything. After a reconnect that may be more than was received again:
+    /// what is reported to the server is the smaller of this and the write LSN.
     pub fn lsn(&self) -> Lsn {
         self.next.start(self.size)
     }
@@ -315,8 +321,11 @@ mod tests {
         queue.mark_done(waits(1, 3)).unwrap();
         assert_eq!(queue.trim(Keep::None).unwrap(), [segment(1, 3)]);
         assert_eq!(fs.names(), ["000000010000000000000003.done"]);
+        // The newest mark stays, until there is a newer one.
         assert_eq!(queue.trim(Keep::None).unwrap(), []);
-        assert_eq!(fs.names(), [""; 0]);
+        queue.mark_done(waits(1, 4)).unwrap();
+        assert_eq!(queue.trim(Keep::None).unwrap(), []);
+        assert_eq!(fs.names(), ["000000010000000000000004.done"]);
     }
 
     fn archived_from(contents: &Contents, path: TimelineHistory, number: u64) -> Archived {

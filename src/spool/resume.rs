@@ -32,7 +32,7 @@ pub struct Start {
     pub timeline: TimelineId,
     /// The first byte of a segment.
     pub lsn: Lsn,
-    /// What decided, for the log: `the slot's restart_lsn 0/3000028, …`.
+    /// What decided, for the log: `the spool's oldest segment is at 0/3000000; nothing is missing …`.
     pub why: String,
 }
 
@@ -75,80 +75,138 @@ pub(super) fn look<F: Fs>(fs: &F) -> Result<Contents> {
 ///
 /// A segment counts only if it is itself present, because uploads run side by side and the newest archived one proves
 /// nothing about those before it. It counts only on the timeline that holds its last byte on `path`: a whole segment of
-/// a timeline that was left inside it has bytes that never became history. `archived` may be empty when the archive
-/// cannot be asked, then the `.done` marks stand for it; a gap that was accepted belongs into it as if it were there.
+/// a timeline that was left inside it has bytes that never became history. `archived` is what the archive has (a gap that
+/// was accepted belongs into it, as if it were there), or `None` while it cannot be asked: then the `.done` marks stand
+/// for it, as far as they go.
 ///
-/// `Kind::Hole`: WAL is missing that the slot no longer keeps. `Kind::Mismatch`: this is not the server whose WAL the
-/// spool holds, or it has fallen behind it.
+/// A server may have removed what its `restart_lsn` names, after a lower flush LSN than before was reported to it. When it
+/// says so to a start that was found without the archive, that is no gap: the archive must be asked first.
+///
+/// `Kind::Hole`: WAL is missing that the slot no longer keeps. `Kind::Transient`: only the archive can tell whether it
+/// is. `Kind::Mismatch`: this is not the server whose WAL the spool holds, or it has fallen behind it.
 pub fn start_position(
     contents: &Contents,
-    archived: &BTreeSet<Segment>,
+    archived: Option<&BTreeSet<Segment>>,
     path: &TimelineHistory,
     size: SegmentSize,
     slot_restart: Option<Lsn>,
     server_flush: Lsn,
 ) -> Result<Start> {
     refuse_strays(contents, path)?;
-    let run = Run { path, size };
-    let archived: BTreeSet<Segment> = contents.done.union(archived).copied().collect();
-    let in_archive = run.touching(&archived)?;
-    let mut held = run.complete(&contents.whole)?;
-    held.extend(run.complete(&archived)?);
-    let spool = run.spool_oldest(contents, &held)?;
-    let slot = slot_restart.map(|lsn| SegmentNo::holding(lsn, size));
-
-    let (floor, why) = match (slot, spool) {
-        (Some(slot), Some(spool)) if spool < slot => (spool, "the spool's oldest segment"),
-        (Some(slot), _) => (slot, "the slot's restart_lsn"),
-        (None, Some(spool)) => (spool, "the spool's oldest segment"),
-        (None, None) => match in_archive.first() {
-            Some(oldest) => (*oldest, "the archive's oldest segment"),
-            None if contents.whole.is_empty() => (
-                SegmentNo::holding(server_flush, size),
-                "the server's flush position, as there is no slot, no spool and no archive",
-            ),
-            None => return Err(nothing_in_common(contents, path)),
-        },
-    };
-    let mut next = floor;
-    while held.contains(&next) {
-        next = next.next();
+    let run = Run::gather(contents, archived, path, size)?;
+    let (floor, why) = run.floor(slot_restart, server_flush)?;
+    let mut next = run.end_from(floor);
+    if let Some(restart) = slot_restart {
+        next = run.next_above_gap(next, restart)?;
     }
-    if let (Some(restart), Some(slot)) = (slot_restart, slot) {
-        // An empty spool proves nothing; then the archive must reach up to the slot.
-        if let (None, Some(last)) = (spool, in_archive.range(..slot).next_back()) {
-            let reached = if held.contains(last) {
-                last.next()
-            } else {
-                *last
-            };
-            next = if reached < slot { reached } else { next };
-        }
-        if run.acknowledged(contents, &archived, next)? < slot {
-            return Err(gap(next.start(size), restart));
-        }
-    }
+    let (from, lsn) = (floor.start(size), next.start(size));
     let start = Start {
-        timeline: run.timeline_to_ask(contents, next),
-        lsn: next.start(size),
-        why: format!(
-            "WAL is unbroken from {why}, {}, up to here",
-            floor.start(size)
-        ),
+        timeline: run.timeline_to_ask(next),
+        lsn,
+        why: format!("{why} {from}; nothing is missing from there up to {lsn}"),
     };
-    match start.lsn > server_flush {
+    match lsn > server_flush {
         true => Err(server_behind(&start, server_flush, path)),
         false => Ok(start),
     }
 }
 
-/// Segments along one path of timelines.
+/// What is known of the segments along one path of timelines.
 struct Run<'a> {
+    contents: &'a Contents,
     path: &'a TimelineHistory,
     size: SegmentSize,
+    archive_asked: bool,
+    archived: BTreeSet<Segment>,
+    /// Segments of which the archive has anything on the path.
+    in_archive: BTreeSet<SegmentNo>,
+    /// Complete segments, wherever they are.
+    held: BTreeSet<SegmentNo>,
+    /// The first segment that the spool vouches for.
+    spool: Option<SegmentNo>,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn gather(
+        contents: &'a Contents,
+        archived: Option<&BTreeSet<Segment>>,
+        path: &'a TimelineHistory,
+        size: SegmentSize,
+    ) -> Result<Run<'a>> {
+        let known = contents.done.iter().chain(archived.into_iter().flatten());
+        let mut run = Run {
+            contents,
+            path,
+            size,
+            archive_asked: archived.is_some(),
+            archived: known.copied().collect(),
+            in_archive: BTreeSet::new(),
+            held: BTreeSet::new(),
+            spool: None,
+        };
+        run.in_archive = run.touching(&run.archived)?;
+        run.held = run.complete(&contents.whole)?;
+        run.held.extend(run.complete(&run.archived)?);
+        run.spool = run.spool_oldest()?;
+        Ok(run)
+    }
+
+    /// Where the run begins, and why there.
+    fn floor(
+        &self,
+        slot_restart: Option<Lsn>,
+        server_flush: Lsn,
+    ) -> Result<(SegmentNo, &'static str)> {
+        let slot = slot_restart.map(|lsn| SegmentNo::holding(lsn, self.size));
+        Ok(match (slot, self.spool, self.in_archive.first()) {
+            (Some(slot), Some(spool), _) if spool < slot => {
+                (spool, "the spool's oldest segment is at")
+            }
+            (Some(slot), ..) => (slot, "the slot's restart_lsn is in the segment at"),
+            (None, Some(spool), _) => (spool, "the spool's oldest segment is at"),
+            _ if !self.archive_asked => return Err(cannot_tell(server_flush)),
+            (None, None, Some(oldest)) => (*oldest, "the archive's oldest segment is at"),
+            (None, None, None) if !self.contents.whole.is_empty() => {
+                return Err(nothing_in_common(self.contents, self.path));
+            }
+            (None, None, None) => (
+                SegmentNo::holding(server_flush, self.size),
+                "there is no slot, no spool and no archive; the server writes the segment at",
+            ),
+        })
+    }
+
+    /// The first segment from `floor` on that is not complete.
+    fn end_from(&self, floor: SegmentNo) -> SegmentNo {
+        let mut next = floor;
+        while self.held.contains(&next) {
+            next = next.next();
+        }
+        next
+    }
+
+    /// Checks that the slot still keeps what is missing, from `next` on or, with an empty spool, from before it.
+    fn next_above_gap(&self, next: SegmentNo, restart: Lsn) -> Result<SegmentNo> {
+        let slot = SegmentNo::holding(restart, self.size);
+        // An empty spool proves nothing; then the archive must reach up to the slot.
+        let before_slot = self.in_archive.range(..slot).next_back();
+        let reached = before_slot.map(|last| self.end_from(*last));
+        let (next, proven) = match (self.spool, reached) {
+            (None, Some(reached)) if reached < slot => (reached, self.archive_asked),
+            // Marks go oldest first: one at the slot or beyond says that all before it was archived.
+            (None, None) => (next, self.archive_asked || !self.in_archive.is_empty()),
+            _ => (next, true),
+        };
+        let reached = self.acknowledged(next)?;
+        if reached < slot && self.archive_asked {
+            return Err(gap(next.start(self.size), restart));
+        }
+        if reached < slot || !proven {
+            return Err(cannot_tell(restart));
+        }
+        Ok(next)
+    }
+
     fn bytes(&self, number: SegmentNo) -> Range<Lsn> {
         number.start(self.size)..number.next().start(self.size)
     }
@@ -194,14 +252,9 @@ impl Run<'_> {
 
     /// The segment up to which we may have acknowledged WAL ourselves, `next` or beyond: the server sent more of a
     /// timeline than was in it when it was left, and the slot followed what we said. That is no gap.
-    fn acknowledged(
-        &self,
-        contents: &Contents,
-        archived: &BTreeSet<Segment>,
-        mut next: SegmentNo,
-    ) -> Result<SegmentNo> {
+    fn acknowledged(&self, mut next: SegmentNo) -> Result<SegmentNo> {
         let mut left = BTreeSet::new();
-        for segment in contents.whole.iter().chain(archived) {
+        for segment in self.contents.whole.iter().chain(&self.archived) {
             if self.path.existed(segment.timeline).is_some() {
                 left.insert(segment.number(self.size)?);
             }
@@ -212,25 +265,21 @@ impl Run<'_> {
         Ok(next)
     }
 
-    /// The first segment that the spool vouches for. A `.partial` does only while nothing at or beyond it is complete:
-    /// one that is left of an old timeline says nothing about today.
-    fn spool_oldest(
-        &self,
-        contents: &Contents,
-        held: &BTreeSet<SegmentNo>,
-    ) -> Result<Option<SegmentNo>> {
-        let oldest = self.touching(&contents.whole)?.first().copied();
-        let current = self.touching(&contents.partial)?.last().copied();
-        let current = current.filter(|number| held.last().is_none_or(|last| last < number));
+    /// A `.partial` vouches only while nothing at or beyond it is complete: one that is left of an old timeline says
+    /// nothing about today.
+    fn spool_oldest(&self) -> Result<Option<SegmentNo>> {
+        let oldest = self.touching(&self.contents.whole)?.first().copied();
+        let current = self.touching(&self.contents.partial)?.last().copied();
+        let current = current.filter(|number| self.held.last().is_none_or(|last| last < number));
         Ok(oldest.into_iter().chain(current).min())
     }
 
     /// The timeline on which to ask for a segment: the newest for which we have begun it, so that this file is
     /// completed in place; else the one that holds its first byte, so that each later one begins with a copy.
-    fn timeline_to_ask(&self, contents: &Contents, number: SegmentNo) -> TimelineId {
+    fn timeline_to_ask(&self, number: SegmentNo) -> TimelineId {
         let begun = |timeline: &TimelineId| {
             let segment = Segment::new(*timeline, number, self.size);
-            contents.partial.contains(&segment)
+            self.contents.partial.contains(&segment)
         };
         let newest = self.timelines(number).filter(begun).last();
         newest.unwrap_or_else(|| self.path.holding(self.bytes(number).start))
@@ -301,6 +350,18 @@ fn gap(reached: Lsn, restart: Lsn) -> Error {
     ))
 }
 
+/// To start without knowing what the archive has could hide a gap.
+fn cannot_tell(kept: Lsn) -> Error {
+    Error::new(
+        Kind::Transient,
+        "only the archive can tell whether WAL is missing",
+    )
+    .detail(format!(
+        "The spool does not reach up to {kept}, from where on the server has WAL."
+    ))
+    .hint("Wait until the archive can be reached.")
+}
+
 fn server_behind(start: &Start, server_flush: Lsn, path: &TimelineHistory) -> Error {
     Error::new(
         Kind::Mismatch,
@@ -325,7 +386,7 @@ fn check_whole<F: Fs>(fs: &F, size: SegmentSize, segment: Segment) -> Result<()>
     let len = file.len().map_err(|e| failed("examine", &name, e))?;
     match len == size.bytes() {
         true => Ok(()),
-        false => Err(super::writer::wrong_size(&name, len, size)),
+        false => Err(super::segment_file::wrong_size(&name, len, size)),
     }
 }
 
@@ -380,7 +441,7 @@ mod tests {
         }
     }
 
-    #[derive(Default, Clone, Copy)]
+    #[derive(Clone, Copy)]
     struct Case {
         whole: &'static str,
         partial: &'static str,
@@ -390,6 +451,9 @@ mod tests {
         slot: Option<u64>,
         flush: u64,
     }
+
+    /// The archive cannot be asked.
+    const DOWN: &str = "down";
 
     const PLAIN: Case = Case {
         whole: "",
@@ -408,9 +472,16 @@ mod tests {
             done: segments(case.done),
             ..Contents::default()
         };
-        let archived = segments(case.archived);
+        let archived = (case.archived != DOWN).then(|| segments(case.archived));
         let (slot, flush) = (case.slot.map(Lsn), Lsn(case.flush));
-        start_position(&contents, &archived, &path(case.path), SIZE, slot, flush)
+        start_position(
+            &contents,
+            archived.as_ref(),
+            &path(case.path),
+            SIZE,
+            slot,
+            flush,
+        )
     }
 
     #[rustfmt::skip] // a table
@@ -466,6 +537,11 @@ mod tests {
             (Case { path: "1@0x4200 2@0x4400 3", whole: "1:3", partial: "1:4 2:4", ..PLAIN }, (2, 4)),
             (Case { path: "1@0x4200 2@0x4400 3", whole: "1:3 3:4", partial: "1:4 2:4", ..PLAIN }, (3, 5)),
             (Case { path: "1@0x4200 2@0x4200 3", whole: "1:3", partial: "1:4 2:4", ..PLAIN }, (2, 4)),
+            // The archive cannot be asked: what the spool and its marks show is enough.
+            (Case { archived: DOWN, whole: "1:4 1:6", done: "1:5 1:7", partial: "1:8", slot: Some(0x8010), ..PLAIN }, (1, 8)),
+            (Case { archived: DOWN, done: "1:5", slot: Some(0x6010), ..PLAIN }, (1, 6)),
+            (Case { archived: DOWN, partial: "1:4", ..PLAIN }, (1, 4)),
+            (Case { archived: DOWN, path: "1@0x4800 2", partial: "1:5", done: "1:4", slot: Some(0x4800), ..PLAIN }, (1, 4)),
             // An old timeline's leftover says nothing about today.
             (Case { path: "1@0x4800 2", partial: "1:4", archived: "2:7 2:8", slot: Some(0x9010), ..PLAIN }, (2, 9)),
             (Case { path: "1@0x4800 2", partial: "1:4 2:9", slot: Some(0x9010), ..PLAIN }, (2, 9)),
@@ -488,6 +564,11 @@ mod tests {
             (Case { whole: "1:4", archived: "1:5 1:7", partial: "1:8", slot: Some(0x8010), ..PLAIN }, Kind::Hole, ["0/6000", "0/8010", "--accept-gap 0/8010"]),
             (Case { path: "1@0x4800 2", whole: "1:3 1:4", partial: "1:5", slot: Some(0x6010), ..PLAIN }, Kind::Hole, ["0/4000", "0/6010", "--accept-gap 0/6010"]),
             (Case { path: "1@0x4800 2", archived: "1:3 1:4", slot: Some(0x6010), ..PLAIN }, Kind::Hole, ["0/4000", "0/6010", "--accept-gap"]),
+            // Only the archive can tell.
+            (Case { archived: DOWN, whole: "1:4 1:6", partial: "1:8", slot: Some(0x8010), ..PLAIN }, Kind::Transient, ["archive", "does not reach", "0/8010"]),
+            (Case { archived: DOWN, slot: Some(0x8010), ..PLAIN }, Kind::Transient, ["archive", "does not reach", "0/8010"]),
+            (Case { archived: DOWN, done: "1:5", slot: Some(0x8010), ..PLAIN }, Kind::Transient, ["archive", "does not reach", "0/8010"]),
+            (Case { archived: DOWN, ..PLAIN }, Kind::Transient, ["archive", "does not reach", "0/FF800"]),
             // The server has less than we do.
             (Case { whole: "1:3 1:4", flush: 0x4FFF, ..PLAIN }, Kind::Mismatch, ["behind", "0/4FFF", "0/5000"]),
             // Another past.

@@ -1,21 +1,16 @@
-//! SegmentWriter: the only code that makes, fills and seals segment files.
-//!
-//! A segment file is made under its `.partial.tmp` name, filled to its full length and synced, then renamed to
-//! `.partial`, and the directory synced, before the first byte of WAL in it counts. Hence whatever is called
-//! `.partial` has its full length, and whatever is called `.tmp` was never acknowledged and may be removed. A full
-//! segment is synced, renamed to its final name, and the directory synced.
+//! SegmentWriter: fills segment files (`segment_file` makes them), syncs them, and seals them: a full segment is synced,
+//! renamed to its final name, and the directory synced.
 //!
 //! A failed write or sync is never tried again: how much of it reached the disk is unknown, and the kernel may have
 //! dropped the pages. The writer is poisoned and only a new life, which receives the segment again, goes on. The one
 //! exception is a full disk while a file is being made: nothing depends on that file yet, so it is removed, and the
 //! same `append` may be called again.
 
-use super::{failed, partial_name, unfinished_name};
+use super::segment_file::{Fork, Open, prepare, rename, sync_dir};
+use super::{failed, partial_name};
 use crate::disk::{Fs, FsFile};
 use crate::error::{Error, Kind, Result};
-use crate::limits::COPY_BUFFER_BYTES;
 use crate::pg::{Lsn, Segment, SegmentNo, SegmentSize, TimelineId};
-use std::io;
 
 /// Writes the WAL of one timeline after the other into segment files.
 pub struct SegmentWriter<F: Fs> {
@@ -30,21 +25,6 @@ pub struct SegmentWriter<F: Fs> {
     /// The append that met a full disk began here; it may come again.
     refused: Option<Lsn>,
     poisoned: bool,
-}
-
-/// The segment being written.
-struct Open<T> {
-    file: T,
-    segment: Segment,
-    /// Its name is still `.tmp`, because it holds less than the parent timeline's file did until here.
-    hidden_until: Option<Lsn>,
-}
-
-/// A switch in the middle of a segment.
-struct Fork {
-    at: Lsn,
-    /// The file in which we received this segment up to the switch on the parent timeline. It may be gone: uploaded.
-    parent: String,
 }
 
 impl<F: Fs> SegmentWriter<F> {
@@ -111,8 +91,8 @@ impl<F: Fs> SegmentWriter<F> {
             return Ok(self.flush_lsn);
         };
         if open.hidden_until.is_none() && self.flush_lsn < self.write_lsn {
-            let name = partial_name(open.segment);
-            let synced = open.file.sync_data().map_err(|e| failed("sync", &name, e));
+            let synced = open.file.sync_data();
+            let synced = synced.map_err(|e| failed("sync", &open.name(), e));
             self.or_poison(synced)?;
             self.flush_lsn = self.write_lsn;
         }
@@ -181,11 +161,8 @@ impl<F: Fs> SegmentWriter<F> {
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let offset = self.offset();
         let open = self.open.as_ref().expect("append opened it");
-        let segment = open.segment;
-        let written = open
-            .file
-            .write_at(offset, bytes)
-            .map_err(|e| failed("write", &partial_name(segment), e));
+        let written = open.file.write_at(offset, bytes);
+        let written = written.map_err(|e| failed("write", &open.name(), e));
         self.or_poison(written)?;
         self.write_lsn.0 += bytes.len() as u64;
         if self.offset() == 0 {
@@ -201,10 +178,9 @@ impl<F: Fs> SegmentWriter<F> {
         if let Some(open) = &mut self.open
             && open.hidden_until.is_some_and(|lsn| lsn <= self.write_lsn)
         {
-            let name = unfinished_name(open.segment);
-            open.file
-                .sync_data()
-                .map_err(|e| failed("sync", &name, e))?;
+            let name = open.name();
+            let synced = open.file.sync_data();
+            synced.map_err(|e| failed("sync", &name, e))?;
             rename(&self.fs, &name, &partial_name(open.segment))?;
             sync_dir(&self.fs)?;
             open.hidden_until = None;
@@ -216,13 +192,9 @@ impl<F: Fs> SegmentWriter<F> {
     /// The segment is full: its bytes durable, then its name, then the name durable.
     fn seal(&mut self) -> Result<()> {
         let open = self.open.take().expect("it has just been written");
-        let name = match open.hidden_until {
-            None => partial_name(open.segment),
-            Some(_) => unfinished_name(open.segment),
-        };
-        open.file
-            .sync_data()
-            .map_err(|e| failed("sync", &name, e))?;
+        let name = open.name();
+        let synced = open.file.sync_data();
+        synced.map_err(|e| failed("sync", &name, e))?;
         rename(&self.fs, &name, &open.segment.to_string())?;
         sync_dir(&self.fs)?;
         self.flush_lsn = self.write_lsn;
@@ -259,164 +231,6 @@ impl<F: Fs> SegmentWriter<F> {
             self.write_lsn
         ))
     }
-}
-
-/// Takes up or makes the file of a segment. `Kind::Full` leaves everything as it was; no other error has that kind.
-fn prepare<F: Fs>(
-    fs: &F,
-    size: SegmentSize,
-    segment: Segment,
-    fork: Option<&Fork>,
-) -> Result<Open<F::File>> {
-    let open = |file, hidden_until| Open {
-        file,
-        segment,
-        hidden_until,
-    };
-    if let Some(file) = reuse(fs, size, &partial_name(segment)).map_err(not_full)? {
-        return Ok(open(file, None));
-    }
-    let (parent, at) = match fork {
-        Some(fork) => (open_parent(fs, size, &fork.parent)?, Some(fork.at)),
-        None => (None, None),
-    };
-    let copied = at.map_or(0, |lsn| lsn.0 % size.bytes());
-    let source = parent.as_ref().map(|file| (file, copied));
-    let file = allocate(fs, size, &unfinished_name(segment), source)?;
-    if at.is_some() && parent.is_none() {
-        return Ok(open(file, at));
-    }
-    let (made, name) = (unfinished_name(segment), partial_name(segment));
-    rename(fs, &made, &name).map_err(|e| discard(fs, &made, e))?;
-    sync_dir(fs).map_err(not_full)?;
-    Ok(open(file, None))
-}
-
-/// Takes up the `.partial` of an earlier life, to be received again from its first byte, in place. It is neither cut
-/// nor zeroed: its bytes were acknowledged, and stay until the same ones are written over them.
-///
-/// It has its full length, because it got its name after that was durable. A shorter one is not ours: pg_receivewal
-/// names its files first, and leaves zeros or nothing when it dies while filling one. Such a file never held WAL, so it
-/// may be replaced. A shorter one with anything else in it did hold WAL and was cut by somebody: that needs a human.
-fn reuse<F: Fs>(fs: &F, size: SegmentSize, name: &str) -> Result<Option<F::File>> {
-    let file = match fs.open(name.as_ref()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(|e| failed("open", name, e))?,
-    };
-    let len = file.len().map_err(|e| failed("examine", name, e))?;
-    if len < size.bytes() && is_zero(&file, len).map_err(|e| failed("read", name, e))? {
-        return Ok(None);
-    }
-    if len != size.bytes() {
-        return Err(wrong_size(name, len, size));
-    }
-    // The life that wrote it may have been killed before it synced.
-    file.sync_data().map_err(|e| failed("sync", name, e))?;
-    sync_dir(fs)?;
-    Ok(Some(file))
-}
-
-/// Opens the file from which a new timeline's first segment takes what lies before the switch.
-fn open_parent<F: Fs>(fs: &F, size: SegmentSize, name: &str) -> Result<Option<F::File>> {
-    let file = match fs.open(name.as_ref()) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        other => other.map_err(|e| failed("open", name, e))?,
-    };
-    let len = file.len().map_err(|e| failed("examine", name, e))?;
-    if len != size.bytes() {
-        return Err(wrong_size(name, len, size));
-    }
-    Ok(Some(file))
-}
-
-/// Makes a segment file of full length, durable under a name that nobody trusts: the first bytes of `source`, the rest
-/// zeros. Real zeros, not a hole: later writes need no space and their syncs no metadata.
-fn allocate<F: Fs>(
-    fs: &F,
-    size: SegmentSize,
-    name: &str,
-    source: Option<(&F::File, u64)>,
-) -> Result<F::File> {
-    let create = || fs.create_new(name.as_ref());
-    let created = create().or_else(|e| match e.kind() {
-        // A life that died while making it.
-        io::ErrorKind::AlreadyExists => fs.remove(name.as_ref()).and_then(|()| create()),
-        _ => Err(e),
-    });
-    let file = created.map_err(|e| failed("create", name, e))?;
-    match fill(&file, size.bytes(), source) {
-        Ok(()) => Ok(file),
-        Err(e) => Err(discard(fs, name, failed("write", name, e))),
-    }
-}
-
-fn fill<T: FsFile>(file: &T, size: u64, source: Option<(&T, u64)>) -> io::Result<()> {
-    let copied = source.map_or(0, |(_, bytes)| bytes);
-    let mut buffer = vec![0; COPY_BUFFER_BYTES.min(size as usize)];
-    let mut at = 0;
-    while at < size {
-        let end = if at < copied { copied } else { size };
-        let bytes = (end - at).min(buffer.len() as u64) as usize;
-        let piece = &mut buffer[..bytes];
-        match source {
-            Some((from, _)) if at < copied => from.read_at(at, piece)?,
-            _ => piece.fill(0),
-        }
-        file.write_at(at, piece)?;
-        at += piece.len() as u64;
-    }
-    file.sync_data()
-}
-
-/// Removes a file that could not be finished. What stays is removed before the next try.
-fn discard<F: Fs>(fs: &F, name: &str, error: Error) -> Error {
-    if let Err(e) = fs.remove(name.as_ref()) {
-        log::debug!("could not remove {name} from the spool: {e}");
-    }
-    error
-}
-
-fn is_zero<T: FsFile>(file: &T, len: u64) -> io::Result<bool> {
-    let mut buffer = vec![0; COPY_BUFFER_BYTES.min(len as usize)];
-    let mut at = 0;
-    while at < len {
-        let bytes = (len - at).min(buffer.len() as u64) as usize;
-        file.read_at(at, &mut buffer[..bytes])?;
-        if buffer[..bytes].iter().any(|byte| *byte != 0) {
-            return Ok(false);
-        }
-        at += bytes as u64;
-    }
-    Ok(true)
-}
-
-fn rename<F: Fs>(fs: &F, from: &str, to: &str) -> Result<()> {
-    let renamed = fs.rename(from.as_ref(), to.as_ref());
-    renamed.map_err(|e| failed("rename", from, e))
-}
-
-fn sync_dir<F: Fs>(fs: &F) -> Result<()> {
-    fs.sync_dir().map_err(|e| failed("sync", "names", e))
-}
-
-fn not_full(error: Error) -> Error {
-    match error.kind() {
-        Kind::Full => error.with_kind(Kind::Io),
-        _ => error,
-    }
-}
-
-/// A segment file whose length cannot be.
-pub(super) fn wrong_size(name: &str, len: u64, size: SegmentSize) -> Error {
-    Error::new(Kind::Corrupt, format!("{name} in the spool is damaged"))
-        .detail(format!(
-            "It has {len} bytes; the server's segments have {}.",
-            size.bytes()
-        ))
-        .hint(
-            "If this directory belongs to another cluster, use an empty one. Else move the file away: what is \
-             missing is asked of the server and of the archive.",
-        )
 }
 
 #[cfg(test)]
