@@ -216,6 +216,8 @@ fn places_that_do_not_fit_are_refused_before_anything_is_written() {
         .expect(3, &["belongs to a running server", "postmaster.pid"]);
     let file = scratch.file("file", "mine");
     fetch(&file).run().expect(3, &["is not a directory"]);
+    let waldir = fetch(&data).arg("--waldir").arg(&file);
+    waldir.run().expect(3, &["file\" is not a directory"]);
     fetch(&file.join("below")).run().expect(1, &["file/below"]);
     assert_eq!(fs::read_to_string(&file).expect("the file"), "mine");
     assert_eq!(

@@ -351,7 +351,8 @@ fn refuse_filled(root: &Path) -> Result<()> {
 fn resolved(path: &Path) -> Result<PathBuf> {
     let there = existing(path);
     let rest = path.strip_prefix(there).unwrap_or(Path::new(""));
-    Ok(disk::canonical(there)?.join(rest))
+    // Component by component: joined with nothing, a file would become the directory of that name.
+    Ok(disk::canonical(there)?.join(rest).components().collect())
 }
 
 /// Whether a path without links is another one or below it, by name or because a directory is mounted twice.
