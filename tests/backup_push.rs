@@ -803,12 +803,13 @@ fn memory_does_not_grow_with_the_files_of_a_directory() {
         outcome.peak_rss_kib.expect("it was measured") * 1024
     };
 
-    // when it is backed up, then a file costs little more than its name while its directory is walked. Headers fill the
-    // chunks on their way in both cases.
+    // when it is backed up, then a file costs little more than its name while its directory is walked: with its path
+    // and what the kernel says of it, it would be 300 bytes. Headers fill the chunks on their way in both cases, a
+    // few MiB more or less.
     let (few, many) = (50_000, 200_000);
     let (with_few, with_many) = (peak_with(0..few), peak_with(few..many));
     assert!(
-        with_many < with_few + (many - few) * 80,
+        with_many < with_few + (many - few) * 130,
         "{with_few} bytes with few files, {with_many} with many"
     );
 }
