@@ -12,7 +12,7 @@ use crate::archive::wal::{Expect, Put};
 use crate::disk;
 use crate::disk::os::OsDir;
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Lsn, Segment, SystemId, WalName};
+use crate::pg::{Lsn, Segment, SystemId, TimelineId, WalName};
 use crate::spool::queue::{Queue, Waiting};
 use crate::spool::{self, owner, partial_name};
 use crate::work::crew;
@@ -31,7 +31,7 @@ const FAILURE_PAUSE_FIRST: Duration = Duration::from_secs(1);
 /// Longest pause after a failed upload.
 const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// How long a segment that the archive will not take is left alone, while others go on.
+/// How long a file that the archive will not take is left alone, while others go on.
 const STUCK_PAUSE: Duration = Duration::from_secs(60);
 
 /// A segment on its way, and what became of it.
@@ -45,8 +45,8 @@ struct Uploader<'a> {
     results: Receiver<Sent>,
     /// The cluster that the archive was claimed for.
     cluster: Option<Identity>,
-    /// Segments that the archive will not take, and when.
-    stuck: BTreeMap<Segment, Instant>,
+    /// What the archive will not take, and when it said so.
+    stuck: BTreeMap<Waiting, Instant>,
     /// The growing segment that was put last, up to where, and when.
     grown: Option<(Segment, Lsn, Instant)>,
     pause: Duration,
@@ -135,65 +135,79 @@ impl Uploader<'_> {
         })?;
         let mut queue = Queue::new(self.relay.open_spool()?, header.segment_size);
         self.stuck.retain(|_, since| since.elapsed() < STUCK_PAUSE);
-        let mut under_way = 0;
-        let mut outage = None;
-        for item in queue.waiting()? {
-            if stop.is_set() || outage.is_some() {
+        let waiting = queue.waiting()?;
+        let (mut under_way, mut sent) = (0, Ok(()));
+        for item in waiting {
+            if stop.is_set() || sent.is_err() {
                 break;
             }
             match item {
-                Waiting::History(timeline) => {
-                    let text = spool::read_history(&self.relay.spool, timeline)?;
-                    self.archive()?.put_history(timeline, &text)?;
-                    queue.mark_done(item)?;
-                }
-                Waiting::Segment(segment) if self.stuck.contains_key(&segment) => {}
+                _ if self.stuck.contains_key(&item) => {}
+                Waiting::History(timeline) => sent = self.send_history(timeline, &mut queue),
+                // Recovery must not meet segments of a timeline whose history is not there.
+                Waiting::Segment(segment) if self.is_held_up(segment.timeline) => {}
                 Waiting::Segment(segment) => {
                     if under_way == self.upload.threads {
-                        outage = self.take_one(&mut queue)?;
                         under_way -= 1;
+                        sent = self.take_one(&mut queue);
                     }
                     self.jobs.send(segment).map_err(|_| workers_gone())?;
                     under_way += 1;
                 }
             }
         }
+        // However that ended: a result that nobody takes would be taken for one of the next round, and block its worker.
         for _ in 0..under_way {
-            let failed = self.take_one(&mut queue)?;
-            outage = outage.or(failed);
+            sent = sent.and(self.take_one(&mut queue));
         }
         queue.trim(self.upload.keep)?;
-        match outage {
-            Some(e) => Err(e),
-            None => self.grow(header.system_id),
+        sent?;
+        self.grow(header.system_id)
+    }
+
+    /// Whether the archive will not take the history of this timeline.
+    fn is_held_up(&self, timeline: TimelineId) -> bool {
+        self.stuck.contains_key(&Waiting::History(timeline))
+    }
+
+    fn send_history(&mut self, timeline: TimelineId, queue: &mut Queue<OsDir>) -> Result<()> {
+        let item = Waiting::History(timeline);
+        let put = spool::read_history(&self.relay.spool, timeline)
+            .and_then(|text| self.archive()?.put_history(timeline, &text));
+        match put {
+            Ok(_) => queue.mark_done(item),
+            Err(e) => self.not_taken(item, e),
         }
     }
 
-    /// One upload has ended, well or not. An error that would meet the next one too is answered.
-    fn take_one(&mut self, queue: &mut Queue<OsDir>) -> Result<Option<Error>> {
+    /// One upload has ended, well or not. An error would meet the next one too.
+    fn take_one(&mut self, queue: &mut Queue<OsDir>) -> Result<()> {
         let (segment, sent) = self.results.recv().map_err(|_| workers_gone())?;
-        match sent {
-            Ok(put) => {
-                queue.mark_done(Waiting::Segment(segment))?;
-                match put {
-                    Put::Stored(bytes) => log::info!("archived {segment} ({bytes} bytes)"),
-                    Put::AlreadyThere => {
-                        log::info!("{segment} is archived already, with the same bytes")
-                    }
-                }
-                self.relay.acknowledge_archived(segment);
-                if let Some((grown, ..)) = self.grown.take_if(|(grown, ..)| *grown == segment) {
-                    self.forget_grown(grown);
-                }
-                Ok(None)
-            }
-            Err(e) if matches!(e.kind(), Kind::Mismatch | Kind::Corrupt | Kind::Refused) => {
-                self.stuck.insert(segment, Instant::now());
-                self.failed(&e);
-                Ok(None)
-            }
-            Err(e) => Ok(Some(e)),
+        let item = Waiting::Segment(segment);
+        let put = match sent {
+            Ok(put) => put,
+            Err(e) => return self.not_taken(item, e),
+        };
+        queue.mark_done(item)?;
+        match put {
+            Put::Stored(bytes) => log::info!("archived {segment} ({bytes} bytes)"),
+            Put::AlreadyThere => log::info!("{segment} is archived already, with the same bytes"),
         }
+        self.relay.acknowledge_archived(segment);
+        if let Some((grown, ..)) = self.grown.take_if(|(grown, ..)| *grown == segment) {
+            self.forget_grown(grown);
+        }
+        Ok(())
+    }
+
+    /// What concerns this one alone is said, and it is left for a while; else it is an outage.
+    fn not_taken(&mut self, item: Waiting, error: Error) -> Result<()> {
+        if !matches!(error.kind(), Kind::Mismatch | Kind::Corrupt | Kind::Refused) {
+            return Err(error);
+        }
+        self.stuck.insert(item, Instant::now());
+        self.failed(&error);
+        Ok(())
     }
 
     /// Makes sure, once, that the archive is this cluster's.
