@@ -30,10 +30,13 @@ impl<'a> Receiver<'a> {
 
     /// A receiver of `server` with its slot; it reports often, so that tests need not wait.
     fn command(&self, seawall: Seawall, server: &Cluster) -> Seawall {
-        let _ = self.scratch;
+        self.without_slot(seawall, server).args(["--slot", "spool"])
+    }
+
+    fn without_slot(&self, seawall: Seawall, server: &Cluster) -> Seawall {
         seawall
             .envs(server.client_env())
-            .args(["wal-receive", "--slot", "spool", "--status-interval", "1"])
+            .args(["wal-receive", "--status-interval", "1"])
             .arg("--directory")
             .arg(&self.spool)
     }
@@ -542,6 +545,134 @@ fn a_gap_is_named_and_accepted_only_by_word() {
     wait_for(PATIENCE, "a segment after the restart", || {
         archive.get(&key(&last)).is_some()
     });
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+}
+
+#[test]
+fn what_the_server_removed_is_no_gap_before_the_archive_was_asked() {
+    // Given a receiver without a slot that was down while another one filled the archive,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let server = server(&scratch, "production").start();
+    let late = Receiver::new(&scratch, "late");
+    let receiver = || late.without_slot(archive.seawall(), &server);
+    let in_archive = |segment: &str| archive.get(&format!("wal_005/{segment}.zst")).is_some();
+    let running = receiver().args(["--keep-local", "always"]).spawn();
+    wait_for(PATIENCE, "the receiver to stream", || {
+        late.status()["state"] == "streaming"
+    });
+    let first = write_wal(&server, 1);
+    wait_for(PATIENCE, "the first segment", || in_archive(&first));
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+    create_slot(&scratch, &server);
+    let other = Receiver::new(&scratch, "other");
+    let running = other.command(archive.seawall(), &server).spawn();
+    let last = write_wal(&server, 3);
+    wait_for(PATIENCE, "the others", || in_archive(&last));
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+    server.execute("select pg_drop_replication_slot('spool')");
+    let missed = server
+        .data()
+        .join("pg_wal")
+        .join(crate::support::wal::next_name(&first));
+    wait_for(PATIENCE, "the server to remove them", || {
+        write_wal(&server, 1);
+        server.execute("checkpoint");
+        !missed.exists()
+    });
+
+    // when it starts while the archive is down, then it waits,
+    let away = scratch.join("away");
+    fs::rename(archive.path(), &away).expect("moved");
+    let mut running = receiver().env("SEAWALL_RETRY_TIMEOUT", "1s").spawn();
+    wait_for(PATIENCE, "a status that says what is missing", || {
+        let error = late.status()["last_error"].to_string();
+        error.contains("the archive must be asked whether this is a gap")
+    });
+    assert!(!running.has_ended());
+
+    // and when the archive is back, it is a gap only if the archive does not have it either.
+    fs::rename(&away, archive.path()).expect("moved back");
+    let ended = running.wait(PATIENCE);
+    let next = crate::support::wal::next_name(&last);
+    ended.expect(10, &["has already been removed", &next]);
+}
+
+#[test]
+fn a_history_that_the_archive_will_not_take_holds_up_its_timeline_alone() {
+    // Given a spool full of the first timeline, a server on the second, and an archive that knows another second one,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let running = receiver.plain(&server).spawn();
+    let last = write_wal(&server, 6);
+    wait_for(PATIENCE, "the first timeline in the spool", || {
+        receiver.has(&last)
+    });
+    receiver.wait_flushed(&server);
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+    server.stop(Stop::Fast);
+    fs::write(server.data().join("standby.signal"), "").expect("standby.signal");
+    give_to_postgres(&server.data().join("standby.signal"), 0o600);
+    server.start();
+    server.promote();
+    let running = receiver.plain(&server).spawn();
+    let newest = write_wal(&server, 2);
+    assert!(newest.starts_with("00000002"), "{newest}");
+    receiver.wait_flushed(&server);
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+    let history = archive.path().join("wal_005/00000002.history");
+    fs::create_dir_all(history.parent().expect("a directory")).expect("wal_005");
+    fs::write(&history, "1\t0/1000028\tanother promotion\n").expect("a history");
+    give_to_postgres(archive.path(), 0o700);
+    give_to_postgres(history.parent().expect("a directory"), 0o700);
+    give_to_postgres(&history, 0o600);
+
+    // when it receives, then all of the first timeline is archived, and nothing of the second.
+    let in_archive = |segment: &str| archive.get(&format!("wal_005/{segment}.zst")).is_some();
+    let running = receiver.command(archive.seawall(), &server);
+    let running = running.env("SEAWALL_UPLOAD_THREADS", "2");
+    let running = running.args(["--keep-local", "always"]).spawn();
+    wait_for(PATIENCE, "the first timeline in the archive", || {
+        in_archive(&last) && receiver.has(&format!("{last}.done"))
+    });
+    receiver.wait_flushed(&server);
+    assert!(receiver.has(&newest) && !in_archive(&newest));
+    running.signal(Signal::TERM);
+    let stderr = running.wait(PATIENCE).ok().stderr;
+    assert!(stderr.contains("00000002.history"), "{stderr}");
+
+    // When the operator has settled it, then the second follows.
+    fs::remove_file(&history).expect("the history");
+    let running = receiver.command(archive.seawall(), &server).spawn();
+    wait_for(PATIENCE, "the second timeline in the archive", || {
+        in_archive(&newest) && archive.get("wal_005/00000002.history.zst").is_some()
+    });
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+}
+
+#[test]
+fn what_a_killed_receiver_left_half_written_is_removed() {
+    let scratch = Scratch::new();
+    let server = server(&scratch, "production").start();
+    let receiver = Receiver::new(&scratch, "spool");
+    let left = [".00000002.history.1-2-3.seawall-tmp", "notes.txt"];
+    for name in left {
+        fs::write(receiver.spool.join(name), "half").expect("a file");
+        give_to_postgres(&receiver.spool.join(name), 0o600);
+    }
+    create_slot(&scratch, &server);
+    let running = receiver.plain(&server).spawn();
+    receiver.wait_flushed(&server);
+    assert_eq!(left.map(|name| receiver.has(name)), [false, true]);
     running.signal(Signal::TERM);
     running.wait(PATIENCE).ok();
 }

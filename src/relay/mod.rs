@@ -25,6 +25,7 @@ pub use progress::Acknowledge;
 
 use crate::archive::Archive;
 use crate::disk;
+use crate::disk::durable;
 use crate::disk::lock::Lock;
 use crate::disk::os::OsDir;
 use crate::error::{Error, Kind, Result};
@@ -147,6 +148,7 @@ struct Course {
 /// Receives until it is told to stop, the end position is reached or nobody knows any more what is on the disk.
 pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<()> {
     let _lock = lock(options)?;
+    sweep(options);
     let relay = Relay {
         options,
         connect,
@@ -205,6 +207,15 @@ fn lock(options: &Options<'_>) -> Result<Lock> {
         .hint("Make it, on a file system that survives this host's crash, for the user that runs wal-receive."));
     }
     Lock::try_acquire(&directory.join("seawall.lock"))
+}
+
+/// What a killed one left half-written. Nobody else writes here while we have the lock.
+fn sweep(options: &Options<'_>) {
+    match durable::remove_stale_temps(&options.directory, Duration::ZERO) {
+        Ok(0) => {}
+        Ok(count) => log::info!("removed {count} temporary files of an earlier receiver"),
+        Err(e) => log::warn!("{}", e.one_line()),
+    }
 }
 
 impl Relay<'_> {

@@ -29,6 +29,14 @@ struct Server {
     path: TimelineHistory,
 }
 
+/// Where a session goes on.
+struct Found {
+    start: Start,
+    archived: Archived,
+    /// Whether the archive was asked what it has, or there is none.
+    archive_asked: bool,
+}
+
 impl Relay<'_> {
     /// Receives over one connection until it ends.
     pub(super) fn session(&self, sealed: &Sender<()>, stop: &Stop) -> Result<Outcome> {
@@ -36,14 +44,35 @@ impl Relay<'_> {
         let server = self.recognise(&mut conn)?;
         self.progress
             .set_server(conn.server(), server.system_id.to_string());
-        let (start, mut archived) = self.start(&mut conn, &server, stop)?;
+        let found = self.start(&mut conn, &server, stop)?;
+        let without_archive = !found.archive_asked;
+        let ended = self.follow(conn, server.segment_size, found, sealed, stop);
+        ended.map_err(|e| match e.kind() {
+            Kind::Hole if without_archive => archive_may_have_it(e),
+            _ => e,
+        })
+    }
+
+    /// Receives from where it was found to go on, over all timelines that come.
+    fn follow(
+        &self,
+        mut conn: Conn,
+        size: SegmentSize,
+        found: Found,
+        sealed: &Sender<()>,
+        stop: &Stop,
+    ) -> Result<Outcome> {
+        let Found {
+            start,
+            mut archived,
+            ..
+        } = found;
         log::info!(
             "receiving timeline {} from {}: {}",
             start.timeline,
             start.lsn,
             start.why
         );
-        let size = server.segment_size;
         let spool = self.open_spool()?;
         let mut writer = SegmentWriter::begin(spool, size, start.timeline, start.lsn)?;
         loop {
@@ -138,7 +167,7 @@ impl Relay<'_> {
     }
 
     /// Where to go on, and how far the archive reaches.
-    fn start(&self, conn: &mut Conn, server: &Server, stop: &Stop) -> Result<(Start, Archived)> {
+    fn start(&self, conn: &mut Conn, server: &Server, stop: &Stop) -> Result<Found> {
         let size = server.segment_size;
         let contents = resume::read(&self.spool, size)?;
         let restart = self.restart_lsn(conn, stop)?;
@@ -154,9 +183,12 @@ impl Relay<'_> {
         let (path, held) = (&server.path, held.as_ref());
         let start = resume::start_position(&contents, held, path, size, restart, server.flush)?;
         let nothing = BTreeSet::new();
-        let held = held.unwrap_or(&nothing);
-        let archived = Archived::begin(&contents, held, path.clone(), size, start.lsn)?;
-        Ok((start, archived))
+        let known = held.unwrap_or(&nothing);
+        Ok(Found {
+            archived: Archived::begin(&contents, known, path.clone(), size, start.lsn)?,
+            archive_asked: held.is_some(),
+            start,
+        })
     }
 
     /// What the archive has from the first segment on that matters, and the gaps that were accepted before, which
@@ -357,6 +389,18 @@ fn no_slot(name: &str) -> Error {
     .hint(format!(
         "Make it with wal-receive --create-slot --slot {name}, or find out who dropped it."
     ))
+}
+
+/// The server has removed WAL that we asked for because the archive could not say that it has it.
+fn archive_may_have_it(error: Error) -> Error {
+    Error::new(
+        Kind::Transient,
+        format!(
+            "the archive must be asked whether this is a gap: {}",
+            error.message()
+        ),
+    )
+    .hint("Wait until the archive can be reached.")
 }
 
 fn no_next_timeline(timeline: TimelineId) -> Error {
