@@ -56,8 +56,9 @@ pub trait FsFile {
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
-    /// Cuts or extends (with zeros) to `len` bytes.
-    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Extends to `len` bytes, zeros so far, for all of which the disk has room from now on; the next sync makes that
+    /// durable. `Unsupported` where the file system cannot, with nothing changed.
+    fn reserve(&self, len: u64) -> io::Result<()>;
     /// Current length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Whether it has no bytes.

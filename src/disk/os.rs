@@ -3,7 +3,9 @@
 
 use super::{File, FileKind, Fs, FsFile, failed};
 use crate::error::Result;
-use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, RawDir, RenameFlags};
+use rustix::fs::{
+    Advice, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, RawDir, RenameFlags,
+};
 use rustix::io::Errno;
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -206,8 +208,12 @@ impl FsFile for OsFile {
         self.0.write_all_at(bytes, offset)
     }
 
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.set_len(len)
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        // Not posix_fallocate(3), which writes a byte into each block where the kernel cannot.
+        match rustix::fs::fallocate(&self.0, FallocateFlags::empty(), 0, len) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Err(io::ErrorKind::Unsupported.into()),
+            other => Ok(other?),
+        }
     }
 
     fn len(&self) -> io::Result<u64> {

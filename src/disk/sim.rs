@@ -214,6 +214,12 @@ impl Disk {
         inode.pending.push(Change::Write(offset, bytes.to_vec()));
     }
 
+    fn set_len(&mut self, inode: usize, len: u64) {
+        let inode = &mut self.inodes[inode];
+        inode.live.resize(len as usize, 0);
+        inode.pending.push(Change::SetLen(len as usize));
+    }
+
     fn begin_life(&mut self) {
         self.life += 1;
         (self.operations, self.crash_after, self.faults) = (0, None, 0);
@@ -401,6 +407,16 @@ impl Fs for SimFs {
     }
 }
 
+impl SimFile {
+    /// Cuts or extends (with zeros) to `len` bytes.
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        let mut disk = self.fs.disk();
+        disk.step()?;
+        disk.set_len(self.inode, len);
+        Ok(())
+    }
+}
+
 impl FsFile for SimFile {
     fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         let disk = self.fs.disk();
@@ -428,13 +444,20 @@ impl FsFile for SimFile {
         Err(io::Error::from_raw_os_error(error))
     }
 
-    fn set_len(&self, len: u64) -> io::Result<()> {
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        let grows = len > self.len()?;
         let mut disk = self.fs.disk();
         disk.step()?;
-        let inode = &mut disk.inodes[self.inode];
-        inode.live.resize(len as usize, 0);
-        inode.pending.push(Change::SetLen(len as usize));
-        Ok(())
+        let percent = disk.weather.write;
+        let error = if grows && disk.full() {
+            ENOSPC
+        } else if disk.fault(percent) {
+            EIO
+        } else {
+            disk.set_len(self.inode, len);
+            return Ok(());
+        };
+        Err(io::Error::from_raw_os_error(error))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -640,16 +663,9 @@ impl SloppyFile {
     }
 }
 
-impl FsFile for SloppyFile {
-    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        self.file.read_at(offset, bytes)?;
-        if self.fs.play(Call::Read(&self.name())) == Play::Zeros {
-            bytes.fill(0);
-        }
-        Ok(())
-    }
-
-    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+impl SloppyFile {
+    /// Plays a call that changes bytes up to `end`.
+    fn change(&self, end: u64, change: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         let (name, synced) = (self.name(), self.synced.get());
         let call = Call::Write {
             name: &name,
@@ -660,17 +676,32 @@ impl FsFile for SloppyFile {
             self.fs.rename(name.as_ref(), early.as_ref())?;
             self.fs.sync_dir()?;
         }
-        self.end
-            .set(self.end.get().max(offset + bytes.len() as u64));
-        let written = self.file.write_at(offset, bytes);
+        self.end.set(self.end.get().max(end));
+        let changed = change();
         match play {
-            Play::PassOver => self.fs.pass_over(written),
-            _ => written,
+            Play::PassOver => self.fs.pass_over(changed),
+            _ => changed,
         }
     }
+}
 
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.set_len(len)
+impl FsFile for SloppyFile {
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_at(offset, bytes)?;
+        if self.fs.play(Call::Read(&self.name())) == Play::Zeros {
+            bytes.fill(0);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.change(offset + bytes.len() as u64, || {
+            self.file.write_at(offset, bytes)
+        })
+    }
+
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        self.change(len, || self.file.reserve(len))
     }
 
     fn len(&self) -> io::Result<u64> {

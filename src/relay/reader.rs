@@ -94,7 +94,9 @@ impl Reader<'_> {
             if !batch.bytes.is_empty() {
                 let end = batch.end();
                 self.progress.received.raise(end.0);
-                self.progress.server.raise(end.0);
+                self.progress
+                    .server
+                    .raise(end.max(self.stream.server_end()).0);
                 let next = Batch {
                     lsn: end,
                     bytes: self.empty.try_recv().unwrap_or_default(),

@@ -80,6 +80,8 @@ impl<F: Fs> Writer<'_, F> {
     fn write(&mut self, batch: Batch) -> Result<bool> {
         let flushed = self.segments.flush_lsn();
         let mut told = false;
+        self.segments
+            .server_reaches(Lsn(self.progress.server.get()));
         loop {
             let written = match self.needs_room(&batch) && !(self.room)() {
                 true => Err("the spool is as large as it may become".to_string()),

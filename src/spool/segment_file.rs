@@ -19,6 +19,15 @@ pub(super) struct Open<T> {
     pub(super) hidden_until: Option<Lsn>,
 }
 
+/// How the room for WAL is made in a new file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Empty {
+    /// Zeros are written, so that later syncs have no metadata to write: for commits that wait for each.
+    Zeros,
+    /// The disk sets it aside, and nothing is written twice: for a segment that comes as a whole, with one sync.
+    Reserved,
+}
+
 /// A switch in the middle of a segment.
 pub(super) struct Fork {
     pub(super) at: Lsn,
@@ -42,6 +51,7 @@ pub(super) fn prepare<F: Fs>(
     size: SegmentSize,
     segment: Segment,
     fork: Option<&Fork>,
+    empty: Empty,
 ) -> Result<Open<F::File>> {
     let open = |file, hidden_until| Open {
         file,
@@ -57,7 +67,7 @@ pub(super) fn prepare<F: Fs>(
     };
     let copied = at.map_or(0, |lsn| lsn.0 % size.bytes());
     let source = parent.as_ref().map(|file| (file, copied));
-    let file = allocate(fs, size, &unfinished_name(segment), source)?;
+    let file = allocate(fs, size, &unfinished_name(segment), source, empty)?;
     if at.is_some() && parent.is_none() {
         return Ok(open(file, at));
     }
@@ -105,12 +115,13 @@ fn open_parent<F: Fs>(fs: &F, size: SegmentSize, name: &str) -> Result<Option<F:
 }
 
 /// Makes a segment file of full length, durable under a name that nobody trusts: the first bytes of `source`, the rest
-/// zeros. Real zeros, not a hole: later writes need no space and their syncs no metadata.
+/// zeros. Never a hole: later writes must find their space.
 fn allocate<F: Fs>(
     fs: &F,
     size: SegmentSize,
     name: &str,
     source: Option<(&F::File, u64)>,
+    empty: Empty,
 ) -> Result<F::File> {
     let create = || fs.create_new(name.as_ref());
     let created = create().or_else(|e| match e.kind() {
@@ -119,9 +130,20 @@ fn allocate<F: Fs>(
         _ => Err(e),
     });
     let file = created.map_err(|e| failed("create", name, e))?;
-    match fill(&file, size.bytes(), source) {
+    let filled = match (source, empty) {
+        (None, Empty::Reserved) => reserve(&file, size.bytes()),
+        _ => fill(&file, size.bytes(), source),
+    };
+    match filled {
         Ok(()) => Ok(file),
         Err(e) => Err(discard(fs, name, failed("write", name, e))),
+    }
+}
+
+fn reserve<T: FsFile>(file: &T, size: u64) -> io::Result<()> {
+    match file.reserve(size) {
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => fill(file, size, None),
+        other => other.and_then(|()| file.sync_data()),
     }
 }
 
@@ -192,4 +214,40 @@ pub(super) fn wrong_size(name: &str, len: u64, size: SegmentSize) -> Error {
             "If this directory belongs to another cluster, use an empty one. Else move the file away: what is \
              missing is asked of the server and of the archive.",
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::sim::{SimFile, SimFs};
+
+    /// A file where nothing can be reserved.
+    struct Old(SimFile);
+
+    impl FsFile for Old {
+        fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+            self.0.read_at(offset, bytes)
+        }
+        fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+            self.0.write_at(offset, bytes)
+        }
+        fn reserve(&self, _len: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.0.sync_data()
+        }
+    }
+
+    #[test]
+    fn where_nothing_can_be_reserved_zeros_are_written() {
+        let fs = SimFs::default();
+        reserve(&Old(fs.create_new("f".as_ref()).unwrap()), 0x1000).unwrap();
+        fs.sync_dir().unwrap();
+        let after = fs.copy().power_loss(&mut Default::default(), 0);
+        assert_eq!(after.read("f").unwrap(), [0; 0x1000]);
+    }
 }

@@ -568,6 +568,11 @@ impl World {
     fn write(&mut self, life: &mut Life) -> Result<(), End> {
         while let Some((lsn, bytes)) = life.chunks.front() {
             let before = life.writer.flush_lsn();
+            let last = life
+                .chunks
+                .back()
+                .map(|(lsn, bytes)| lsn.0 + bytes.len() as u64);
+            life.writer.server_reaches(Lsn(last.unwrap_or(0)));
             match life.writer.append(*lsn, bytes) {
                 // No room for another segment: the same bytes come again.
                 Err(e) if e.kind() == Kind::Full => return Ok(()),

@@ -6,7 +6,7 @@
 //! exception is a full disk while a file is being made: nothing depends on that file yet, so it is removed, and the
 //! same `append` may be called again.
 
-use super::segment_file::{Fork, Open, prepare, rename, sync_dir};
+use super::segment_file::{Empty, Fork, Open, prepare, rename, sync_dir};
 use super::{failed, partial_name};
 use crate::disk::{Fs, FsFile};
 use crate::error::{Error, Kind, Result};
@@ -19,6 +19,8 @@ pub struct SegmentWriter<F: Fs> {
     timeline: TimelineId,
     write_lsn: Lsn,
     flush_lsn: Lsn,
+    /// How far the server's WAL reaches, as far as it said.
+    server_end: Lsn,
     open: Option<Open<F::File>>,
     /// Where this timeline left its parent, until its first segment is made.
     fork: Option<Fork>,
@@ -41,6 +43,7 @@ impl<F: Fs> SegmentWriter<F> {
             timeline,
             write_lsn: start,
             flush_lsn: start,
+            server_end: start,
             open: None,
             fork: None,
             refused: None,
@@ -61,6 +64,11 @@ impl<F: Fs> SegmentWriter<F> {
     /// All before this survives power loss.
     pub fn flush_lsn(&self) -> Lsn {
         self.flush_lsn
+    }
+
+    /// Tells how far the server's WAL reaches: whether segments come one by one or as fast as they can be written.
+    pub fn server_reaches(&mut self, lsn: Lsn) {
+        self.server_end = lsn;
     }
 
     /// Writes `bytes`, which begin at `lsn`, and seals every segment they complete. Else nothing is synced. A gap or an
@@ -147,7 +155,13 @@ impl<F: Fs> SegmentWriter<F> {
 
     fn open_segment(&mut self) -> Result<()> {
         let segment = Segment::holding(self.timeline, self.write_lsn, self.size);
-        match prepare(&self.fs, self.size, segment, self.fork.as_ref()) {
+        // The rest of this segment is on its way already: nobody waits for a part of it.
+        let comes_whole = self.server_end.0.saturating_sub(self.write_lsn.0) >= self.size.bytes();
+        let empty = match comes_whole {
+            true => Empty::Reserved,
+            false => Empty::Zeros,
+        };
+        match prepare(&self.fs, self.size, segment, self.fork.as_ref(), empty) {
             Err(e) if e.kind() == Kind::Full => Err(e),
             other => {
                 self.open = Some(self.or_poison(other)?);
@@ -279,6 +293,24 @@ mod tests {
         ];
         assert_eq!(fs.names(), names);
         writer.append(Lsn(0x5800), &[]).unwrap();
+    }
+
+    #[test]
+    fn what_comes_whole_is_not_written_twice() {
+        const LARGE: SegmentSize = SegmentSize::tiny(4 << 20);
+        let start = Lsn(3 << 22);
+        let mut operations = Vec::new();
+        for server_end in [start.0 + (4 << 20) - 1, start.0 + (4 << 20)] {
+            let fs = SimFs::default();
+            let mut writer = SegmentWriter::begin(fs.clone(), LARGE, TLI, start).unwrap();
+            writer.server_reaches(Lsn(server_end));
+            writer.append(start, &[1; 0x10]).unwrap();
+            let mut expected = vec![1; 0x10];
+            expected.resize(4 << 20, 0);
+            assert!(fs.read("000000010000000000000003.partial").unwrap() == expected);
+            operations.push(fs.operations());
+        }
+        assert!(operations[1] + 2 < operations[0], "{operations:?}");
     }
 
     #[test]

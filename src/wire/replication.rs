@@ -148,6 +148,11 @@ impl WalStream {
         self.session.next_lsn()
     }
 
+    /// How far the server's WAL reached when it sent the last piece.
+    pub fn server_end(&self) -> Lsn {
+        self.session.server_end()
+    }
+
     /// The timeline of this WAL.
     pub fn timeline(&self) -> TimelineId {
         self.timeline

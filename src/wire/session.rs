@@ -38,17 +38,26 @@ pub enum Message<'a> {
 #[derive(Debug)]
 pub struct Session {
     next_lsn: Lsn,
+    server_end: Lsn,
 }
 
 impl Session {
     /// A stream that was asked for from `start`.
     pub fn new(start: Lsn) -> Session {
-        Session { next_lsn: start }
+        Session {
+            next_lsn: start,
+            server_end: start,
+        }
     }
 
     /// Where the next piece of WAL must begin; all before it was decoded.
     pub fn next_lsn(&self) -> Lsn {
         self.next_lsn
+    }
+
+    /// How far the server's WAL reached when it sent the last piece.
+    pub fn server_end(&self) -> Lsn {
+        self.server_end
     }
 
     /// Takes the body of a CopyData message apart. `Kind::Protocol` if it is malformed, or is WAL that does not follow
@@ -73,6 +82,7 @@ impl Session {
         let end = lsn.0.checked_add(bytes.len() as u64);
         let end = end.ok_or_else(|| codec::malformed("Its WAL goes beyond the last position."))?;
         self.next_lsn = Lsn(end);
+        self.server_end = server_end;
         Ok(Message::Wal {
             lsn,
             server_end,
@@ -200,7 +210,10 @@ mod tests {
             let before = session.next_lsn();
             let message = body(lsn, &vec![1; length]);
             match session.decode(&message) {
-                Ok(_) => assert!(fine && session.next_lsn().0 == lsn + length as u64),
+                Ok(_) => {
+                    assert!(fine && session.next_lsn().0 == lsn + length as u64);
+                    assert_eq!(session.server_end(), Lsn(500));
+                }
                 Err(error) => {
                     assert!(!fine, "{error}");
                     assert_eq!(error.kind(), Kind::Protocol);
