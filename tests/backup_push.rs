@@ -521,6 +521,31 @@ fn matrix_the_wal_of_another_server_is_not_taken_for_the_backups() {
             .expect(5, &["holds the WAL of another server", "prefix of its own"]);
         assert_no_trace(&archive);
     }
+    // Where nobody archives it is said at once, unless somebody receives WAL.
+    let local = || {
+        archive
+            .seawall_for(&clone)
+            .args(["backup-push", "--wal-timeout", "1s"])
+            .arg(clone.data())
+    };
+    let nobody = "archive_mode is off: the backup will wait for WAL that nobody may archive";
+    local().run().expect(5, &[nobody]);
+    clone.execute("select pg_create_physical_replication_slot('receiver')");
+    let receiver = clone
+        .tool("pg_receivewal")
+        .args(["--slot", "receiver", "--directory"])
+        .arg(scratch.dir("received"))
+        .spawn();
+    let mut receiver = receiver.expect("pg_receivewal");
+    wait_for(Duration::from_secs(30), "the receiver", || {
+        clone.value("select active::text from pg_replication_slots") == "true"
+    });
+    let outcome = local().run();
+    receiver
+        .kill()
+        .and_then(|()| receiver.wait())
+        .expect("the end of pg_receivewal");
+    assert!(!outcome.expect(5, &[]).stderr.contains(nobody));
 
     // while its original is backed up as ever.
     for mode in MODES {

@@ -31,6 +31,8 @@ pub struct Server {
     pub port: String,
     /// `archive_mode`.
     pub archive_mode: String,
+    /// Whether somebody receives WAL through a slot: `wal-receive`, or a standby.
+    pub has_receiver: bool,
 }
 
 /// The end of backup mode.
@@ -47,6 +49,7 @@ const FACTS: &str = "SELECT version() AS version_text, pg_is_in_recovery() AS in
     (SELECT catalog_version_no FROM pg_control_system()) AS catalog_version, \
     (SELECT setting FROM pg_settings WHERE name = 'wal_segment_size') AS segment_size, \
     current_setting('archive_mode') AS archive_mode, \
+    EXISTS (SELECT FROM pg_replication_slots WHERE active AND slot_type = 'physical') AS has_receiver, \
     current_setting('port') AS port, \
     floor(extract(epoch FROM pg_postmaster_start_time()))::bigint AS started";
 
@@ -84,6 +87,7 @@ pub fn ask(conn: &mut Conn) -> Result<Server> {
         started: number(&rows, "started")?,
         port: text(&rows, "port")?,
         archive_mode: text(&rows, "archive_mode")?,
+        has_receiver: text(&rows, "has_receiver")? == "t",
     })
 }
 
@@ -276,9 +280,9 @@ impl Server {
         Ok(())
     }
 
-    /// Without archiving the backup's WAL can only come from elsewhere.
+    /// Without archiving the backup's WAL can only come from a receiver.
     pub fn warn_without_archiving(&self) {
-        if self.archive_mode == "off" {
+        if self.archive_mode == "off" && !self.has_receiver {
             log::warn!("archive_mode is off: the backup will wait for WAL that nobody may archive");
         }
     }
