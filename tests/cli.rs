@@ -228,6 +228,7 @@ fn json_messages_are_json() {
     let outcome = Seawall::new(&scratch)
         .args(["--verbose", "wal-fetch", "000000010000000000000001", "P"])
         .env("SEAWALL_LOG_FORMAT", "json")
+        .env("SEAWALL_RETRY_TIMEOUT", "1s")
         .env("SEAWALL_PREFIX", "file:///nonexistent/archive")
         .run()
         .expect(208, &[]);

@@ -433,6 +433,8 @@ fn large_relation(mib: u64, ways: &[(usize, bool)]) {
         .config("wal_level", "minimal")
         .config("max_wal_senders", "0")
         .config("archive_mode", "off")
+        // It would write to the table while it is compared.
+        .config("autovacuum", "off")
         .start();
     production.execute("create extension pgcrypto");
     production.execute(&format!(

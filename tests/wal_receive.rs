@@ -805,3 +805,198 @@ fn with_growing_segments_the_store_alone_has_the_last_commit() {
     copy.wait_recovered();
     assert_eq!(copy.number("select count(*) from paid"), 5);
 }
+
+#[test]
+fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
+    let scratch = Scratch::new();
+    let server = server(&scratch, "production")
+        .auth_host("scram-sha-256")
+        .hba(
+            "local all postgres trust\nlocal replication postgres trust\n\
+             host replication all 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 scram-sha-256\n",
+        )
+        .start();
+    for role in ["standby replication", "clerk", "stranger replication"] {
+        server.execute(&format!("create role {role} login password 'right'"));
+    }
+    let hba = server.data().join("pg_hba.conf");
+    let lines = fs::read_to_string(&hba).expect("pg_hba.conf");
+    fs::write(
+        &hba,
+        format!("host replication stranger all reject\n{lines}"),
+    )
+    .expect("pg_hba.conf");
+    server.reload();
+    let receiver = Receiver::new(&scratch, "spool");
+    let as_role = |user: &str, password: &str| {
+        let seawall = Seawall::new(&scratch).env("PGPASSWORD", password);
+        let seawall = seawall.args(["wal-receive", "--slot", "spool", "--host", "127.0.0.1"]);
+        let seawall = seawall.arg("--port").arg(server.port().to_string());
+        let seawall = seawall.args(["--username", user]);
+        seawall.arg("--directory").arg(&receiver.spool)
+    };
+
+    // Logins that are refused, as the server says it, and what is needed.
+    as_role("standby", "wrong")
+        .run()
+        .expect(7, &["password authentication failed", "\"standby\""])
+        .without(&["wrong"]);
+    as_role("clerk", "right")
+        .run()
+        .expect(7, &["replication role", "ALTER ROLE", "REPLICATION"]);
+    as_role("stranger", "right")
+        .run()
+        .expect(7, &["pg_hba.conf", "stranger"]);
+
+    // A slot that is not there, and one that the server gave up.
+    receiver.plain(&server).run().expect(
+        9,
+        &[
+            "no replication slot \"spool\"",
+            "--create-slot --slot spool",
+        ],
+    );
+    create_slot(&scratch, &server);
+    server.configure("max_slot_wal_keep_size", "1MB");
+    server.configure("max_wal_size", "2MB");
+    server.configure("min_wal_size", "2MB");
+    server.reload();
+    wait_for(PATIENCE, "the loss of the slot", || {
+        write_wal(&server, 2);
+        server.execute("checkpoint");
+        server.value("select wal_status from pg_replication_slots") == "lost"
+    });
+    receiver.plain(&server).run().expect(
+        10,
+        &[
+            "\"spool\" is lost",
+            "max_slot_wal_keep_size",
+            "--accept-gap",
+        ],
+    );
+    server.execute("select pg_drop_replication_slot('spool')");
+    create_slot(&scratch, &server);
+
+    // What is in the spool does not fit, or nothing can be put there.
+    let name = "000000010000000000000001";
+    let odd = scratch.file("spool/".to_string() + name, vec![1; 1000]);
+    give_to_postgres(&odd, 0o600);
+    receiver
+        .plain(&server)
+        .run()
+        .expect(6, &[name, "is no WAL", "page magic"]);
+    fs::write(&odd, vec![0; 1000]).expect("a short file");
+    receiver
+        .plain(&server)
+        .run()
+        .expect(6, &[name, "1000 bytes", "1048576"]);
+    fs::rename(&odd, receiver.spool.join(format!("{name}.gz"))).expect("renamed");
+    receiver.plain(&server).run().expect(3, &[".gz"]);
+    fs::remove_file(receiver.spool.join(format!("{name}.gz"))).expect("removed");
+    let nowhere = Seawall::new(&scratch).envs(server.client_env());
+    let nowhere = nowhere.args(["wal-receive", "--directory"]);
+    nowhere
+        .arg(scratch.join("nowhere"))
+        .run()
+        .expect(9, &["nowhere\" does not exist", "Make it"]);
+    give_to_postgres(&receiver.spool, 0o500);
+    receiver
+        .plain(&server)
+        .run()
+        .expect(1, &["seawall.lock", "ermission denied"]);
+    give_to_postgres(&receiver.spool, 0o700);
+
+    // None of that did any harm.
+    let running = receiver.plain(&server).spawn();
+    let last = write_wal(&server, 1);
+    wait_for(PATIENCE, "a segment after all", || receiver.has(&last));
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+}
+
+#[test]
+fn another_server_at_the_same_address_ends_it() {
+    let scratch = Scratch::new();
+    let mut production = server(&scratch, "production").start();
+    create_slot(&scratch, &production);
+    let receiver = Receiver::new(&scratch, "spool");
+    let running = receiver.plain(&production).spawn();
+    let last = write_wal(&production, 1);
+    wait_for(PATIENCE, "a segment", || receiver.has(&last));
+    let ours = production.value("select system_identifier::text from pg_control_system()");
+    let other = server(&scratch, "other").create();
+    production.stop(Stop::Immediate);
+    fs::rename(production.data(), scratch.join("lost")).expect("moved away");
+    fs::rename(other.data(), production.data()).expect("moved there");
+    production.start();
+    let ended = running.wait(PATIENCE);
+    ended.expect(5, &[&ours, "another cluster"]);
+    assert!(receiver.has(&last));
+}
+
+#[test]
+fn a_server_that_stops_answering_is_given_up_and_met_again() {
+    let scratch = Scratch::new();
+    let server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let patient = receiver.plain(&server).args(["--receive-timeout", "2s"]);
+    let running = patient.spawn();
+    receiver.wait_flushed(&server);
+    let walsender = server.number("select pid from pg_stat_replication");
+    let walsender = rustix::process::Pid::from_raw(walsender as i32).expect("a process");
+    rustix::process::kill_process(walsender, Signal::STOP).expect("stopped");
+    // The silent one still has the slot.
+    wait_for(PATIENCE, "the next connection", || {
+        let error = receiver.status()["last_error"].to_string();
+        error.contains("is active for PID")
+    });
+    rustix::process::kill_process(walsender, Signal::CONT).expect("continued");
+    let last = write_wal(&server, 1);
+    wait_for(PATIENCE, "a segment afterwards", || receiver.has(&last));
+    running.signal(Signal::TERM);
+    let stderr = running.wait(PATIENCE).ok().stderr;
+    assert!(
+        stderr.contains("the server has been silent for 2 s"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn segments_of_any_size() {
+    // 1 MiB is what all other tests have.
+    let sizes: &[u32] = match rounds(1, 2) {
+        1 => &[64],
+        _ => &[64, 1024],
+    };
+    for mib in sizes {
+        let scratch = Scratch::new();
+        let archive = Archive::directory(&scratch, "archive");
+        let server = server(&scratch, "production")
+            .wal_segsize_mib(*mib)
+            .config("min_wal_size", format!("{}MB", mib * 2))
+            .config("max_wal_size", format!("{}MB", mib * 4))
+            .start();
+        create_slot(&scratch, &server);
+        let receiver = Receiver::new(&scratch, "spool");
+        let command = receiver.command(archive.seawall(), &server);
+        let running = command.args(["--keep-local", "always"]).spawn();
+        let last = write_wal(&server, 2);
+        let key = format!("wal_005/{last}.zst");
+        wait_for(PATIENCE, "the segment in the archive", || {
+            archive.get(&key).is_some()
+        });
+        assert_eq!(compare_with_server(&receiver.spool, &server), 1);
+        // The rest of the second segment comes at once, so its file is made in the other way.
+        let last = write_wal(&server, 1);
+        wait_for(PATIENCE, "the next one", || receiver.has(&last));
+        let process = fs::read_to_string(format!("/proc/{}/status", running.pid()));
+        let process = process.expect("a running process");
+        let peak = process.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let peak = peak.and_then(|text| text.trim().strip_suffix(" kB"));
+        let peak: u64 = peak.and_then(|text| text.parse().ok()).expect("its peak");
+        assert!(peak <= 64 << 10, "{peak} KiB");
+        running.signal(Signal::TERM);
+        running.wait(PATIENCE).ok();
+    }
+}
