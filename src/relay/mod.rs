@@ -132,6 +132,9 @@ struct Relay<'a> {
     /// What is being written, and how far the archive reaches. A mutex: the receiver begins it, the uploader raises it,
     /// and a position must never be taken for one of another timeline.
     course: Mutex<Option<Course>>,
+    /// What was archived while the next course is worked out: it may be known to neither spool nor archive when those
+    /// are asked. `None` when there is no such work. A mutex for the same two, taken after that of `course`.
+    meanwhile: Mutex<Option<Vec<Segment>>>,
     /// The archive while it answers. A store stays with the directory that it saw first, so after an outage it is opened
     /// anew. A mutex: receiver and uploaders use it.
     archive: Mutex<Option<Arc<Archive>>>,
@@ -157,6 +160,7 @@ pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<
         ),
         spool: OsDir::open(&options.directory, 0o600)?,
         course: Mutex::default(),
+        meanwhile: Mutex::default(),
         archive: Mutex::default(),
     };
     let (sealed, hint) = crossbeam_channel::bounded(1);
@@ -312,9 +316,17 @@ impl Relay<'_> {
         OsDir::open(&self.options.directory, 0o600)
     }
 
+    /// The next course will be worked out: what the archive gets from now on is remembered for it.
+    fn prepare(&self) {
+        *lock_of(&self.meanwhile) = Some(Vec::new());
+    }
+
     /// From now on positions are those of `course`, and begin at `start`.
-    fn enter(&self, course: Course, start: Lsn) {
+    fn enter(&self, mut course: Course, start: Lsn) {
         let mut present = lock_of(&self.course);
+        for segment in lock_of(&self.meanwhile).take().into_iter().flatten() {
+            course.archived.acknowledged(segment);
+        }
         self.progress.begin(start);
         self.progress.archived.restart(course.archived.lsn().0);
         self.progress.set_timeline(course.timeline);
@@ -344,10 +356,15 @@ impl Relay<'_> {
 
     /// The archive has one segment more.
     fn acknowledge_archived(&self, segment: Segment) {
-        if let Some(course) = lock_of(&self.course).as_mut() {
+        let mut course = lock_of(&self.course);
+        if let Some(meanwhile) = lock_of(&self.meanwhile).as_mut() {
+            meanwhile.push(segment);
+        }
+        if let Some(course) = course.as_mut() {
             course.archived.acknowledged(segment);
             self.progress.archived.raise(course.archived.lsn().0);
         }
+        drop(course);
         self.report_archived();
     }
 
