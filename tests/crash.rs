@@ -489,13 +489,14 @@ fn lose_the_spool(chance: &mut Chance, at_worst: bool) -> (Duration, Duration) {
     let mut site = Site::new(&scratch, &archive, scratch.dir("spool"), setup, pace);
     thread::sleep(chance.millis(1500..2500));
     if at_worst {
-        let before = growing_puts(&proxy).len();
-        wait_for(PATIENCE, "a put", || growing_puts(&proxy).len() > before);
+        let puts = || proxy.requests().into_iter().filter(is_growing_put).count();
+        let before = puts();
+        wait_for(PATIENCE, "a put", || puts() > before);
         thread::sleep(PUT * 9 / 10);
     }
     let acknowledged = site.lose_everything();
     fs::remove_dir_all(&site.spool).expect("the spool");
-    let slowest = growing_puts(&proxy).iter().filter_map(|put| put.took).max();
+    let slowest = slowest_put(&proxy.requests());
     let lost = site.lost(&["--partial"]);
     let lost = lost.unwrap_or_else(|log| panic!("no recovery:\n{log}"));
     let last = acknowledged.iter().map(|row| row.at).max();
@@ -505,10 +506,26 @@ fn lose_the_spool(chance: &mut Chance, at_worst: bool) -> (Duration, Duration) {
     (loss, slowest.expect("a put"))
 }
 
-fn growing_puts(proxy: &Proxy) -> Vec<Request> {
-    let mut puts = proxy.requests();
-    puts.retain(|request| request.method == "PUT" && request.path.contains(".growing."));
-    puts
+fn is_growing_put(request: &Request) -> bool {
+    request.method == "PUT" && request.path.contains(".growing.")
+}
+
+/// From the first question about the object to the end of its put.
+fn slowest_put(requests: &[Request]) -> Option<Duration> {
+    let time = |(index, put): (usize, &Request)| {
+        let (_, segment) = put.path.rsplit_once('/')?;
+        let segment = &segment[..24];
+        let questions = requests[..index].iter().rev().take_while(|asked| {
+            let of_it = asked.path.contains(segment) || asked.query.contains(segment);
+            asked.method == "GET" && of_it
+        });
+        let first = questions.last().unwrap_or(put);
+        Some(put.came - first.came + put.took?)
+    };
+    let puts = requests.iter().enumerate();
+    puts.filter(|(_, request)| is_growing_put(request))
+        .filter_map(time)
+        .max()
 }
 
 #[test]
