@@ -73,7 +73,8 @@ need_postgres() {
 need_test_packages() {
     need_postgres
     need_packages envdir=daemontools zstd=zstd lz4=lz4 gzip=gzip tar=tar openssl=openssl python3=python3 \
-        /usr/bin/time=time runuser=util-linux setsid=util-linux mount=mount
+        /usr/bin/time=time runuser=util-linux setsid=util-linux mount=mount \
+        /usr/sbin/mkfs.ext4=e2fsprogs
 }
 
 # MinIO: built from source by the Go module proxy, because nobody packages it for Debian.

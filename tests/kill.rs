@@ -10,36 +10,25 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::archive::{self, Archive, segments_of, sha256};
+use crate::support::chance::Chance;
 use crate::support::cluster::{Cluster, Stop, pg_tool};
 use crate::support::seawall::{Running, Seawall};
 use crate::support::{Scratch, rounds, run, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Numbers that look random and are the same in every run (splitmix64).
-struct Moments(u64);
+/// Moments that look random and are the same in every run.
+struct Moments(Chance);
 
 impl Moments {
     fn new() -> Moments {
-        let seed = std::env::var("SEAWALL_TEST_SEED").ok();
-        let seed = seed.map_or(1, |text| {
-            text.parse().expect("SEAWALL_TEST_SEED is a number")
-        });
-        println!("SEAWALL_TEST_SEED={seed}");
-        Moments(seed)
-    }
-
-    fn next(&mut self, below: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (mixed ^ (mixed >> 31)) % below
+        Moments(Chance::new())
     }
 
     /// Kills it at a moment within a time a little longer than it takes; `true` if that ended it.
     fn kill(&mut self, running: Running, usual: Duration) -> bool {
         let micros = u64::try_from(usual.as_micros()).expect("short") * 11 / 10;
-        std::thread::sleep(Duration::from_micros(self.next(micros)));
+        std::thread::sleep(Duration::from_micros(self.0.below(micros)));
         running.signal(Signal::KILL);
         let outcome = running.wait(PATIENCE);
         assert!(

@@ -13,6 +13,7 @@ mod backup_fetch;
 mod backup_list;
 mod backup_push;
 mod cli;
+mod crash;
 mod exit_codes;
 mod kill;
 mod last_wal;

@@ -1,13 +1,14 @@
 //! The tools of the tests, tested: a fault that does not happen would let every test behind it pass.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::support::cluster::{Cluster, Stop};
+use crate::support::ext4::Ext4;
 use crate::support::minio::{Minio, SECRET_KEY, Witness};
 use crate::support::proxy::{Fault, Proxy, Rule};
 use crate::support::rclone::Rclone;
@@ -187,6 +188,49 @@ fn a_small_file_system_fills_up() {
     let path = small.path().to_path_buf();
     small.unmount();
     assert!(fs::read_dir(&path).expect("the directory").next().is_none());
+}
+
+#[test]
+fn after_power_loss_there_is_what_was_synced_and_nothing_else() {
+    if !Ext4::is_possible() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let disk = Ext4::make(&scratch);
+    let file = fs::File::create(disk.path().join("old")).expect("a file");
+    file.write_all_at(&[1; 8192], 0).expect("bytes");
+    disk.sync();
+    // Bytes and a name that nobody has synced.
+    file.write_all_at(&[2; 4096], 4096).expect("bytes");
+    fs::write(disk.path().join("new"), "new").expect("a file");
+    let loss = disk.after_power_loss(&scratch);
+    assert!(!loss.path().join("new").exists());
+    let bytes = fs::read(loss.path().join("old")).expect("the file");
+    assert!(bytes == [1; 8192]);
+    // The same when they were.
+    file.sync_data().expect("synced");
+    disk.sync();
+    let loss = disk.after_power_loss(&scratch);
+    assert_eq!(fs::read(loss.path().join("new")).expect("a file"), b"new");
+    let bytes = fs::read(loss.path().join("old")).expect("the file");
+    assert!(bytes[..4096] == [1; 4096] && bytes[4096..] == [2; 4096]);
+    // Mount and loop device go with it.
+    let (path, image) = (loss.path().to_path_buf(), loss.image().to_path_buf());
+    drop(loss);
+    assert!(fs::read_dir(&path).expect("the directory").next().is_none());
+    let loops = run(Command::new("losetup").args(["--list", "--noheadings"]));
+    assert!(!loops.contains(image.to_str().expect("UTF-8")), "{loops}");
+}
+
+#[test]
+fn a_lasting_minio_keeps_what_it_has() {
+    let scratch = Scratch::new();
+    let minio = Minio::lasting(&scratch);
+    let witness = minio.bucket("lasting");
+    witness.put("key", b"bytes");
+    minio.kill9();
+    minio.start_again();
+    assert_eq!(witness.get("key").as_deref(), Some(&b"bytes"[..]));
 }
 
 /// The witness speaks through the proxy and sees what it stored.
@@ -386,6 +430,23 @@ fn an_acknowledgement_is_lost_and_a_put_is_swallowed() {
     stage.witness.put("kept", b"stored");
     assert_eq!(stage.witness.get("gone"), None);
     assert_eq!(stage.witness.keys(""), ["kept", "object"]);
+}
+
+#[test]
+fn a_put_is_late_and_comes_only_if_its_client_waits() {
+    let late = Duration::from_millis(400);
+    let stage = Stage::new(Rule::new(Fault::Late(late)).method("PUT").path("late"));
+    stage.witness.put("late", b"stored");
+    let requests = stage.proxy.requests();
+    let put = requests.last().expect("a request");
+    assert!(put.took.is_some_and(|took| took >= late), "{put:?}");
+    assert_eq!(stage.witness.get("late").as_deref(), Some(&b"stored"[..]));
+    // The client's patience is shorter.
+    let put = "PUT /b/too-late HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n0123456789";
+    assert_eq!(stage.send(put), (String::new(), Some(WouldBlock)));
+    let took = || stage.proxy.requests().last().expect("a request").took;
+    std::thread::sleep(late);
+    assert_eq!(took(), None, "it was not forwarded");
 }
 
 #[test]

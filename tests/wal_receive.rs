@@ -10,6 +10,8 @@ use serde_json::Value;
 
 use crate::support::archive::Archive;
 use crate::support::cluster::{Builder, Cluster, Stop};
+use crate::support::minio::{Minio, s3_env};
+use crate::support::proxy::{Fault, Proxy, Rule};
 use crate::support::seawall::Seawall;
 use crate::support::tmpfs::Tmpfs;
 use crate::support::{Scratch, give_to_postgres, is_root, rounds, run, wait_for};
@@ -903,7 +905,7 @@ fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
     receiver
         .plain(&server)
         .run()
-        .expect(1, &["seawall.lock", "ermission denied"]);
+        .expect(1, &["temporary file in", "spool\"", "ermission denied"]);
     give_to_postgres(&receiver.spool, 0o700);
 
     // None of that did any harm.
@@ -999,4 +1001,44 @@ fn segments_of_any_size() {
         running.signal(Signal::TERM);
         running.wait(PATIENCE).ok();
     }
+}
+
+#[test]
+fn what_is_archived_while_the_receiver_connects_counts() {
+    // Given a spool with a whole segment that waits for the archive, and the next one begun,
+    let scratch = Scratch::new();
+    let proxy = Proxy::start(Minio::plain().port());
+    let bucket = Minio::plain().bucket("meanwhile");
+    let env = s3_env(&proxy.endpoint(), &bucket.name());
+    let archive = Archive::of_witness(&scratch, env, bucket);
+    let server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let running = receiver.plain(&server).arg("--synchronous").spawn();
+    let whole = write_wal(&server, 1);
+    server.execute("create table begun as select 1");
+    wait_for(PATIENCE, "the segment", || receiver.has(&whole));
+    receiver.wait_flushed(&server);
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
+
+    // when it gets into the archive after that was asked what it has, and before it has answered,
+    let put = Rule::new(Fault::Late(Duration::from_millis(600)));
+    proxy.rule(put.method("PUT").path(&format!("{whole}.zst")));
+    let list = Rule::new(Fault::SlowBody(100, Duration::from_millis(400)));
+    proxy.rule(list.method("GET").query("start-after").times(1));
+    let words = ["--synchronous", "--partial-every", "200ms"];
+    let running = receiver
+        .command(archive.seawall(), &server)
+        .args(words)
+        .spawn();
+
+    // then nothing is missing before the one that grows.
+    let grows = crate::support::wal::next_name(&whole);
+    let key = format!("wal_005/{grows}.growing.zst");
+    wait_for(PATIENCE, "the growing segment", || {
+        archive.get(&key).is_some()
+    });
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).ok();
 }

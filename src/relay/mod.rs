@@ -38,7 +38,7 @@ use crate::work::crew;
 use crate::work::stop::Stop;
 use progress::Progress;
 use reader::Batch;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -133,6 +133,9 @@ struct Relay<'a> {
     /// What is being written, and how far the archive reaches. A mutex: the receiver begins it, the uploader raises it,
     /// and a position must never be taken for one of another timeline.
     course: Mutex<Option<Course>>,
+    /// What was archived while the next course is worked out: it may be known to neither spool nor archive when those
+    /// are asked. `None` when there is no such work. A mutex for the same two, taken after that of `course`.
+    meanwhile: Mutex<Option<Vec<Segment>>>,
     /// The archive while it answers. A store stays with the directory that it saw first, so after an outage it is opened
     /// anew. A mutex: receiver and uploaders use it.
     archive: Mutex<Option<Arc<Archive>>>,
@@ -148,7 +151,7 @@ struct Course {
 /// Receives until it is told to stop, the end position is reached or nobody knows any more what is on the disk.
 pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<()> {
     let _lock = lock(options)?;
-    sweep(options);
+    prepare(&options.directory)?;
     let relay = Relay {
         options,
         connect,
@@ -159,6 +162,7 @@ pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<
         ),
         spool: OsDir::open(&options.directory, 0o600)?,
         course: Mutex::default(),
+        meanwhile: Mutex::default(),
         archive: Mutex::default(),
     };
     let (sealed, hint) = crossbeam_channel::bounded(1);
@@ -209,12 +213,17 @@ fn lock(options: &Options<'_>) -> Result<Lock> {
     Lock::try_acquire(&directory.join("seawall.lock"))
 }
 
-/// What a killed one left half-written. Nobody else writes here while we have the lock.
-fn sweep(options: &Options<'_>) {
-    match durable::remove_stale_temps(&options.directory, Duration::ZERO) {
-        Ok(0) => {}
-        Ok(count) => log::info!("removed {count} temporary files of an earlier receiver"),
-        Err(e) => log::warn!("{}", e.one_line()),
+/// Removes what a killed one left half-written, nobody else writes here while we have the lock, and sees whether
+/// anything can be written at all: without WAL on its way it would not show for hours.
+fn prepare(directory: &Path) -> Result<()> {
+    match durable::remove_stale_temps(directory, Duration::ZERO)? {
+        0 => {}
+        count => log::info!("removed {count} temporary files of an earlier receiver"),
+    }
+    match disk::hidden_temp(directory) {
+        // That may pass, and receiving waits for it.
+        Err(e) if e.kind() == Kind::Full => Ok(()),
+        other => other.map(|_| ()),
     }
 }
 
@@ -323,9 +332,17 @@ impl Relay<'_> {
         OsDir::open(&self.options.directory, 0o600)
     }
 
+    /// The next course will be worked out: what the archive gets from now on is remembered for it.
+    fn prepare(&self) {
+        *lock_of(&self.meanwhile) = Some(Vec::new());
+    }
+
     /// From now on positions are those of `course`, and begin at `start`.
-    fn enter(&self, course: Course, start: Lsn) {
+    fn enter(&self, mut course: Course, start: Lsn) {
         let mut present = lock_of(&self.course);
+        for segment in lock_of(&self.meanwhile).take().into_iter().flatten() {
+            course.archived.acknowledged(segment);
+        }
         self.progress.begin(start);
         self.progress.archived.restart(course.archived.lsn().0);
         self.progress.set_timeline(course.timeline);
@@ -355,10 +372,15 @@ impl Relay<'_> {
 
     /// The archive has one segment more.
     fn acknowledge_archived(&self, segment: Segment) {
-        if let Some(course) = lock_of(&self.course).as_mut() {
+        let mut course = lock_of(&self.course);
+        if let Some(meanwhile) = lock_of(&self.meanwhile).as_mut() {
+            meanwhile.push(segment);
+        }
+        if let Some(course) = course.as_mut() {
             course.archived.acknowledged(segment);
             self.progress.archived.raise(course.archived.lsn().0);
         }
+        drop(course);
         self.report_archived();
     }
 

@@ -111,6 +111,7 @@ impl Relay<'_> {
             log::info!("timeline {timeline} ended at {switch}; timeline {next} goes on there");
             let path = self.keep_history(&mut conn, next)?;
             writer.switch_timeline(next, switch)?;
+            self.prepare();
             archived = self.archived().unwrap_or(archived);
             archived.switch_timeline(path, switch);
         }
@@ -169,6 +170,7 @@ impl Relay<'_> {
     /// Where to go on, and how far the archive reaches.
     fn start(&self, conn: &mut Conn, server: &Server, stop: &Stop) -> Result<Found> {
         let size = server.segment_size;
+        self.prepare();
         let contents = resume::read(&self.spool, size)?;
         let restart = self.restart_lsn(conn, stop)?;
         let mut held = self.held(&contents, server, restart)?;

@@ -47,8 +47,11 @@ struct Uploader<'a> {
     cluster: Option<Identity>,
     /// What the archive will not take, and when it said so.
     stuck: BTreeMap<Waiting, Instant>,
-    /// The growing segment that was put last, up to where, and when.
-    grown: Option<(Segment, Lsn, Instant)>,
+    /// The growing segment that was put last, and up to where.
+    grown: Option<(Segment, Lsn)>,
+    /// When what grows was looked at last, if the next look is to be `partial_every` later. Counted from the end of the
+    /// put instead, what came while it was under way would wait for the whole time and for a second put.
+    looked: Option<Instant>,
     pause: Duration,
 }
 
@@ -86,6 +89,7 @@ impl Relay<'_> {
                 cluster: None,
                 stuck: BTreeMap::new(),
                 grown: None,
+                looked: None,
                 pause: FAILURE_PAUSE_FIRST,
             }
             .run(hint, over, stop);
@@ -126,6 +130,7 @@ impl Uploader<'_> {
     /// Sends everything that waits, side by side, history files first; then the growing segment.
     fn round(&mut self, stop: &Stop) -> Result<()> {
         let Some(header) = owner::any_header(&self.relay.spool)? else {
+            self.looked = None;
             return Ok(());
         };
         self.claim(Identity {
@@ -194,7 +199,8 @@ impl Uploader<'_> {
             Put::AlreadyThere => log::info!("{segment} is archived already, with the same bytes"),
         }
         self.relay.acknowledge_archived(segment);
-        if let Some((grown, ..)) = self.grown.take_if(|(grown, ..)| *grown == segment) {
+        if let Some((grown, _)) = self.grown.take_if(|(grown, _)| *grown == segment) {
+            self.looked = None;
             self.forget_grown(grown);
         }
         Ok(())
@@ -224,20 +230,14 @@ impl Uploader<'_> {
         let Some(every) = self.upload.partial_every else {
             return Ok(());
         };
-        let now = Instant::now();
-        if self
-            .grown
-            .is_some_and(|(_, _, at)| now.duration_since(at) < every)
-        {
+        if self.looked.is_some_and(|at| at.elapsed() < every) {
             return Ok(());
         }
+        self.looked = Some(Instant::now());
         let Some((segment, size, durable)) = self.relay.growing() else {
             return Ok(());
         };
-        if self
-            .grown
-            .is_some_and(|(s, lsn, _)| (s, lsn) == (segment, durable))
-        {
+        if self.grown == Some((segment, durable)) {
             return Ok(());
         }
         let path = self.relay.options.directory.join(partial_name(segment));
@@ -253,7 +253,7 @@ impl Uploader<'_> {
         let bytes = durable.0 - segment.start(size)?.0;
         let archive = self.archive()?;
         if archive.put_growing(segment, &file, bytes, expect)? != Grown::Complete {
-            self.grown = Some((segment, durable, now));
+            self.grown = Some((segment, durable));
             self.relay.acknowledge_grown(segment, durable);
         }
         Ok(())
@@ -277,11 +277,12 @@ impl Uploader<'_> {
 
     /// How long to sleep when nobody hints.
     fn patience(&self) -> Duration {
-        let grows = self.upload.partial_every.unwrap_or(LOOK_AGAIN);
-        match self.pause > FAILURE_PAUSE_FIRST {
-            true => self.pause,
-            false => LOOK_AGAIN.min(grows),
+        if self.pause > FAILURE_PAUSE_FIRST {
+            return self.pause;
         }
+        let since = self.looked.map_or(Duration::ZERO, |at| at.elapsed());
+        let grows = self.upload.partial_every.unwrap_or(LOOK_AGAIN);
+        LOOK_AGAIN.min(grows.saturating_sub(since))
     }
 
     /// Said once per failure; receiving goes on.
@@ -292,6 +293,7 @@ impl Uploader<'_> {
             self.cluster = None;
         }
         self.relay.progress.set_error(error.one_line());
+        self.looked = None;
         self.pause = (self.pause * 2).min(FAILURE_PAUSE_MAX);
     }
 }

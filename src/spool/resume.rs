@@ -8,6 +8,7 @@ use crate::disk::{Fs, FsFile};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, Segment, SegmentNo, SegmentSize, TimelineHistory, TimelineId};
 use std::collections::BTreeSet;
+use std::io;
 use std::ops::Range;
 
 /// What the directory holds. All of it survives power loss.
@@ -41,10 +42,8 @@ pub struct Start {
 /// this segment size.
 pub fn read<F: Fs>(fs: &F, size: SegmentSize) -> Result<Contents> {
     fs.sync_dir().map_err(|e| failed("sync", "names", e))?;
-    let contents = look(fs)?;
-    for segment in &contents.whole {
-        check_whole(fs, size, *segment)?;
-    }
+    let mut contents = look(fs)?;
+    check_whole(fs, size, &mut contents)?;
     for segment in contents.partial.iter().chain(&contents.done) {
         segment
             .number(size)
@@ -377,15 +376,32 @@ fn server_behind(start: &Start, server_flush: Lsn, path: &TimelineHistory) -> Er
     )
 }
 
-fn check_whole<F: Fs>(fs: &F, size: SegmentSize, segment: Segment) -> Result<()> {
+/// Whole segments have their full length. The uploader may have archived one since the look and removed it, after its
+/// mark: then the mark counts.
+fn check_whole<F: Fs>(fs: &F, size: SegmentSize, contents: &mut Contents) -> Result<()> {
+    let mut gone = false;
+    for segment in &contents.whole {
+        gone |= !is_whole(fs, size, *segment)?;
+    }
+    if gone {
+        let now = look(fs)?;
+        contents.whole.retain(|segment| now.whole.contains(segment));
+        contents.done.extend(now.done);
+    }
+    Ok(())
+}
+
+/// `false` if it is not there any more.
+fn is_whole<F: Fs>(fs: &F, size: SegmentSize, segment: Segment) -> Result<bool> {
     segment.number(size).map_err(|e| foreign_size(segment, e))?;
     let name = segment.to_string();
-    let file = fs
-        .open(name.as_ref())
-        .map_err(|e| failed("open", &name, e))?;
+    let file = match fs.open(name.as_ref()) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
+        other => other.map_err(|e| failed("open", &name, e))?,
+    };
     let len = file.len().map_err(|e| failed("examine", &name, e))?;
     match len == size.bytes() {
-        true => Ok(()),
+        true => Ok(true),
         false => Err(super::segment_file::wrong_size(&name, len, size)),
     }
 }
@@ -617,6 +633,19 @@ mod tests {
         };
         assert_eq!(contents, expected);
         assert_eq!(fs.names().len(), 8);
+    }
+
+    #[test]
+    fn a_segment_that_is_archived_and_removed_while_we_look_counts_as_done() {
+        let (third, fourth) = ("000000010000000000000003", "000000010000000000000004");
+        let fs = spool_with(&[(third, 0x1000), (fourth, 0x1000)]);
+        let mut contents = look(&fs).unwrap();
+        let mark = format!("{third}.done");
+        fs.create_new(mark.as_ref()).unwrap();
+        fs.remove(third.as_ref()).unwrap();
+        check_whole(&fs, SIZE, &mut contents).unwrap();
+        assert_eq!(contents.whole, segments("1:4"));
+        assert_eq!(contents.done, segments("1:3"));
     }
 
     #[test]

@@ -451,12 +451,18 @@ impl Cluster {
         self.client_to("postgres")
     }
 
-    /// The same to another database.
-    pub fn client_to(&self, database: &str) -> Client {
+    /// How to reach it over the socket, for who expects that it may be gone.
+    pub fn address(&self) -> postgres::Config {
         let mut config = postgres::Config::new();
         config.host_path(&self.sockets).port(self.port);
-        config.user("postgres").dbname(database);
+        config.user("postgres").dbname("postgres");
         config
+    }
+
+    /// The same to another database.
+    pub fn client_to(&self, database: &str) -> Client {
+        self.address()
+            .dbname(database)
             .connect(NoTls)
             .unwrap_or_else(|e| panic!("could not connect to the test's server: {e}"))
     }

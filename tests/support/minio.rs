@@ -3,17 +3,22 @@
 //! One server with plain HTTP and one with TLS serve the whole test program, each started when first asked for; every
 //! test takes a bucket of its own.
 
-use std::path::Path;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
+use rustix::process::Signal;
 use s3::creds::Credentials;
 use s3::error::S3Error;
 use s3::{Bucket, BucketConfiguration, Region};
 
 use super::certs::Ca;
 use super::proxy::Proxy;
-use super::{PATH, Server, as_postgres, give_to_postgres, ports, tool, unique, wait_for};
+use super::{
+    PATH, Scratch, Server, as_postgres, give_to_postgres, ports, send_signal, tool, unique,
+    wait_for,
+};
 
 /// The key id of the servers' owner.
 pub const ACCESS_KEY: &str = "seawalltestowner";
@@ -22,13 +27,25 @@ pub const SECRET_KEY: &str = "S3cret-of-the-test-owner";
 /// The servers' region.
 pub const REGION: &str = "us-east-1";
 
+/// How long a server may take to start or to end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A running MinIO.
 pub struct Minio {
-    port: u16,
+    place: Place,
     ca_pem: Option<String>,
     /// Before a server with TLS: the way in for clients without.
     plain_door: Option<Proxy>,
     server: Mutex<Server>,
+}
+
+/// Where a server lives.
+struct Place {
+    dir: PathBuf,
+    /// Whether the directory is to be removed when the server ends.
+    passing: bool,
+    port: u16,
+    console: u16,
 }
 
 impl Minio {
@@ -50,52 +67,35 @@ impl Minio {
         let made = tempfile::Builder::new()
             .prefix("seawall-test-minio-")
             .tempdir();
-        let dir = made.expect("a temporary directory").keep();
+        Minio::start_in(made.expect("a temporary directory").keep(), true, tls)
+    }
+
+    /// One with plain HTTP that keeps what it has when it is killed, and comes again.
+    pub fn lasting(scratch: &Scratch) -> Minio {
+        let dir = scratch.dir(format!("minio-{}", unique()));
+        Minio::start_in(dir, false, false)
+    }
+
+    fn start_in(dir: PathBuf, passing: bool, tls: bool) -> Minio {
         give_to_postgres(&dir, 0o700);
-        let sub = |name: &str| {
+        for name in ["data", "certs", "home"] {
             let path = dir.join(name);
             std::fs::create_dir(&path).expect("a directory");
             give_to_postgres(&path, 0o700);
-            path
+        }
+        let ca_pem = tls.then(|| write_certificates(&dir.join("certs")));
+        let place = Place {
+            dir,
+            passing,
+            port: ports::free_port(),
+            console: ports::free_port(),
         };
-        let (data, certs, home) = (sub("data"), sub("certs"), sub("home"));
-        let ca_pem = tls.then(|| write_certificates(&certs));
-        let (port, console) = (ports::free_port(), ports::free_port());
-        let args: Vec<String> = [
-            "server",
-            "--quiet",
-            "--certs-dir",
-            &certs.display().to_string(),
-            "--address",
-            &format!("127.0.0.1:{port}"),
-            "--console-address",
-            &format!("127.0.0.1:{console}"),
-            &data.display().to_string(),
-        ]
-        .map(String::from)
-        .to_vec();
-        let log = std::fs::File::create(dir.join("minio.log")).expect("a log file");
-        let server = Server::start(&dir, "TERM", Some(&dir), &tool("minio"), &args, |command| {
-            command
-                .env("PATH", PATH)
-                .env("HOME", &home)
-                .env("MINIO_ROOT_USER", ACCESS_KEY)
-                .env("MINIO_ROOT_PASSWORD", SECRET_KEY)
-                .env("MINIO_REGION_NAME", REGION)
-                .env("MINIO_BROWSER", "off")
-                .env("MINIO_UPDATE", "off")
-                .env("MINIO_CI_CD", "1") // a directory will do, it need not be a disk of its own
-                .current_dir(&home)
-                .stdout(log.try_clone().expect("a descriptor"))
-                .stderr(log);
-            as_postgres(command);
-        });
-        let plain_door = ca_pem.as_deref().map(|pem| Proxy::to_tls(port, pem));
+        let plain_door = ca_pem.as_deref().map(|pem| Proxy::to_tls(place.port, pem));
         let minio = Minio {
-            port,
+            server: Mutex::new(place.launch()),
+            place,
             ca_pem,
             plain_door,
-            server: Mutex::new(server),
         };
         minio.wait_ready();
         minio
@@ -103,22 +103,21 @@ impl Minio {
 
     /// It says it is ready before it takes buckets: only a bucket proves it.
     fn wait_ready(&self) {
-        let first = Witness::new(self.plain_port(), "ready", ACCESS_KEY, SECRET_KEY);
-        wait_for(Duration::from_secs(60), "MinIO", || {
-            first.try_create().is_ok()
-        });
+        let name = format!("ready-{}", unique());
+        let first = Witness::new(self.plain_port(), &name, ACCESS_KEY, SECRET_KEY);
+        wait_for(PATIENCE, "MinIO", || first.try_create().is_ok());
     }
 
     /// Its port on 127.0.0.1.
     pub fn port(&self) -> u16 {
-        self.port
+        self.place.port
     }
 
     /// Its URL, with http or https.
     pub fn endpoint(&self) -> String {
         match self.ca_pem {
-            Some(_) => format!("https://localhost:{}", self.port),
-            None => format!("http://127.0.0.1:{}", self.port),
+            Some(_) => format!("https://localhost:{}", self.place.port),
+            None => format!("http://127.0.0.1:{}", self.place.port),
         }
     }
 
@@ -128,7 +127,9 @@ impl Minio {
     }
 
     fn plain_port(&self) -> u16 {
-        self.plain_door.as_ref().map_or(self.port, Proxy::port)
+        self.plain_door
+            .as_ref()
+            .map_or(self.place.port, Proxy::port)
     }
 
     /// A new bucket, and the witness that looks into it.
@@ -148,6 +149,66 @@ impl Minio {
     pub fn stop(&self) {
         let mut server = self.server.lock().unwrap_or_else(|e| e.into_inner());
         server.end();
+    }
+
+    /// Ends a lasting one as the death of its machine would.
+    pub fn kill9(&self) {
+        let mut server = self.server.lock().unwrap_or_else(|e| e.into_inner());
+        send_signal(server.pid(), Signal::KILL);
+        server.wait(PATIENCE);
+    }
+
+    /// Starts a lasting one that was killed.
+    pub fn start_again(&self) {
+        *self.server.lock().unwrap_or_else(|e| e.into_inner()) = self.place.launch();
+        self.wait_ready();
+    }
+}
+
+impl Place {
+    fn launch(&self) -> Server {
+        let of = |name: &str| self.dir.join(name).display().to_string();
+        let args: Vec<String> = [
+            "server",
+            "--quiet",
+            "--certs-dir",
+            &of("certs"),
+            "--address",
+            &format!("127.0.0.1:{}", self.port),
+            "--console-address",
+            &format!("127.0.0.1:{}", self.console),
+            &of("data"),
+        ]
+        .map(String::from)
+        .to_vec();
+        let log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.dir.join("minio.log"))
+            .expect("a log file");
+        let remove = self.passing.then_some(self.dir.as_path());
+        Server::start(
+            &self.dir,
+            "TERM",
+            remove,
+            &tool("minio"),
+            &args,
+            |command| {
+                command
+                    .env("PATH", PATH)
+                    .env("HOME", of("home"))
+                    .env("MINIO_ROOT_USER", ACCESS_KEY)
+                    .env("MINIO_ROOT_PASSWORD", SECRET_KEY)
+                    .env("MINIO_REGION_NAME", REGION)
+                    .env("MINIO_BROWSER", "off")
+                    .env("MINIO_UPDATE", "off")
+                    .env("MINIO_CI_CD", "1") // a directory will do, it need not be a disk of its own
+                    .current_dir(of("home"))
+                    .stdout(log.try_clone().expect("a descriptor"))
+                    .stderr(log);
+                as_postgres(command);
+            },
+        )
     }
 }
 

@@ -14,8 +14,11 @@
 
 pub mod archive;
 pub mod certs;
+pub mod chance;
 pub mod cluster;
+pub mod ext4;
 pub mod judges;
+pub mod load;
 pub mod minio;
 pub mod ports;
 pub mod proxy;
@@ -365,6 +368,18 @@ pub fn is_alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(") ")
         .is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// Has SIGSTOP reached all threads of a process? One that is in the kernel stops when it comes out of there.
+pub fn is_stopped(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return false;
+    };
+    threads.flatten().all(|thread| {
+        let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ")
+            .is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 /// All living descendants of a process, parents before children.

@@ -12,7 +12,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -214,6 +214,7 @@ impl Inner {
     fn note_status(&self, index: usize, status: u16) {
         if let Some(request) = lock(&self.log).get_mut(index) {
             request.status = Some(status);
+            request.took = Some(request.came.elapsed());
         }
     }
 
@@ -274,6 +275,7 @@ fn serve(client: &TcpStream, inner: &Inner) -> io::Result<()> {
                 | Fault::Swallow
                 | Fault::Silence),
             ) => exchange.answer_alone(fault, &mut reader)?,
+            Some(Fault::Late(pause)) => exchange.forward_late(pause, &mut reader, &mut upstream)?,
             other => exchange.forward(other, &mut reader, &mut upstream)?,
         };
         if !keep {
@@ -359,22 +361,55 @@ impl Exchange<'_> {
 
     /// Keeps the connection open and says nothing, until the client or the proxy goes.
     fn hold(&self) {
+        self.hold_until(None);
+    }
+
+    /// The same, but not for ever. True: the time has come, and the client is there.
+    fn hold_until(&self, end: Option<Instant>) -> bool {
         let _ = self
             .client
             .set_read_timeout(Some(Duration::from_millis(20)));
         let mut byte = [0u8; 1];
         while !self.inner.ended.load(Ordering::SeqCst) {
+            if end.is_some_and(|end| Instant::now() >= end) {
+                return true;
+            }
             match self.client.peek(&mut byte) {
-                Ok(0) => return,
+                Ok(0) => return false,
                 Ok(_) => thread::sleep(Duration::from_millis(20)),
                 Err(e)
                     if matches!(
                         e.kind(),
                         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
                     ) => {}
-                Err(_) => return,
+                Err(_) => return false,
             }
         }
+        false
+    }
+
+    /// Reads the request to its end, and sends it on later.
+    fn forward_late(
+        &self,
+        pause: Duration,
+        reader: &mut impl BufRead,
+        upstream: &mut Option<Connection>,
+    ) -> io::Result<bool> {
+        let Framing::Length(_) = self.framing else {
+            return Err(bad("a body without length cannot be late"));
+        };
+        self.expect_continue()?;
+        let mut body = Vec::new();
+        copy_body(reader, self.framing, &mut |piece| {
+            body.extend_from_slice(piece);
+            Ok(())
+        })?;
+        if !self.hold_until(Some(Instant::now() + pause)) {
+            return Ok(false);
+        }
+        self.client.set_read_timeout(None)?;
+        self.connect(upstream)?;
+        self.pass_on(None, &mut &body[..], upstream)
     }
 
     /// Sends the request on and the answer back, with the fault that hits the answer.
@@ -384,11 +419,25 @@ impl Exchange<'_> {
         reader: &mut impl BufRead,
         upstream: &mut Option<Connection>,
     ) -> io::Result<bool> {
+        self.connect(upstream)?;
+        self.expect_continue()?;
+        self.pass_on(fault, reader, upstream)
+    }
+
+    fn connect(&self, upstream: &mut Option<Connection>) -> io::Result<()> {
         if upstream.is_none() {
             *upstream = Some(self.inner.connect().inspect_err(|_| reset(self.client))?);
         }
-        let server = upstream.as_mut().expect("connected above");
-        self.expect_continue()?;
+        Ok(())
+    }
+
+    fn pass_on(
+        &self,
+        fault: Option<Fault>,
+        reader: &mut impl BufRead,
+        upstream: &mut Option<Connection>,
+    ) -> io::Result<bool> {
+        let server = upstream.as_mut().expect("the caller has connected");
         let done = self.exchange_with(server, fault, reader);
         if !matches!(done, Ok(true)) {
             *upstream = None;
@@ -540,6 +589,8 @@ fn parse_request(head: &[u8]) -> io::Result<Request> {
         headers: parse_headers(head),
         fault: None,
         status: None,
+        came: Instant::now(),
+        took: None,
     })
 }
 

@@ -1,6 +1,6 @@
 //! What is to happen to which request, and what the proxy remembers of each.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::http::find_header;
 
@@ -25,6 +25,8 @@ pub enum Fault {
     CutBodyAt(u64),
     /// As CutBodyAt, but the connection is closed in good order: only the length tells.
     EndBodyAt(u64),
+    /// The whole request is read and forwarded after so long a time, unless the client has gone by then.
+    Late(Duration),
     /// The request is read; no answer comes while the proxy and the client are there. Not forwarded.
     Silence,
     /// The answer's head and so many bytes of its body, then nothing.
@@ -159,6 +161,10 @@ pub struct Request {
     pub fault: Option<String>,
     /// The status that went back to the client, if one did.
     pub status: Option<u16>,
+    /// When its head was read.
+    pub came: Instant,
+    /// How long after that its status went back.
+    pub took: Option<Duration>,
 }
 
 impl Request {
