@@ -905,7 +905,7 @@ fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
     receiver
         .plain(&server)
         .run()
-        .expect(1, &["temporary file in", "spool\"", "ermission denied"]);
+        .expect(7, &["temporary file in", "spool\"", "ermission denied"]);
     give_to_postgres(&receiver.spool, 0o700);
 
     // None of that did any harm.
