@@ -214,6 +214,11 @@ fn places_that_do_not_fit_are_refused_before_anything_is_written() {
     fetch(source.production.data())
         .run()
         .expect(3, &["belongs to a running server", "postmaster.pid"]);
+    let inside = source.production.data().join("pg_log/copy");
+    fetch(&inside)
+        .run()
+        .expect(3, &["pg_log/copy\" lies inside the data directory"]);
+    assert!(!source.production.data().join("pg_log").exists());
     let file = scratch.file("file", "mine");
     fetch(&file).run().expect(3, &["is not a directory"]);
     let waldir = fetch(&data).arg("--waldir").arg(&file);

@@ -409,7 +409,7 @@ fn memory_stays_bounded_while_parts_and_chunks_are_many() {
 }
 
 #[test]
-#[ignore = "writes and reads 20 GiB"]
+#[ignore = "writes and reads 20 GiB: scripts/long runs it"]
 fn memory_stays_bounded_with_relations_beyond_a_gibibyte() {
     large_relation(3 << 10, &[(0, true), (0, false), (1, true), (1, false)]);
 }

@@ -63,6 +63,8 @@ impl Target {
     /// Refuses directories in use or not empty.
     pub fn refuse_used(&self) -> Result<()> {
         refuse_other_than_directory(&self.data)?;
+        self.roots()
+            .try_for_each(|root| refuse_inside_cluster(root))?;
         self.refuse_nested()?;
         if disk::lstat(&self.data.join("postmaster.pid"))?.is_some() {
             return Err(Error::new(Kind::Refused, format!("\"{}\" belongs to a running server", self.data.display()))
@@ -345,6 +347,25 @@ fn refuse_filled(root: &Path) -> Result<()> {
             .detail("A restore never mixes with files that are there.")
             .hint("Give a new directory, or move what is there away; tablespaces: --tablespace-mapping OLD=NEW.")),
     }
+}
+
+/// Inside the data directory of a server a copy would be backed up with it, and in the way of pg_rewind.
+fn refuse_inside_cluster(root: &Path) -> Result<()> {
+    let resolved = resolved(root)?;
+    for above in resolved.ancestors().skip(1) {
+        if let Ok(Some(_)) = disk::lstat(&above.join("global/pg_control")) {
+            return Err(Error::new(
+                Kind::Refused,
+                format!(
+                    "\"{}\" lies inside the data directory \"{}\"",
+                    root.display(),
+                    above.display()
+                ),
+            )
+            .hint("Give a place outside of any server's directory."));
+        }
+    }
+    Ok(())
 }
 
 /// Where a path leads when links are followed, although its end may not be there yet.
