@@ -120,8 +120,7 @@ impl<'a> Site<'a> {
     /// A receiver that ended by itself is a failure, told with what it said.
     fn kill_receiver(&mut self) {
         let receiver = self.receiver.take().expect("it runs");
-        receiver.signal(Signal::KILL);
-        receiver.wait(PATIENCE).expect_signal(Signal::KILL);
+        receiver.kill9();
     }
 
     /// Stops all of its threads, wherever they are.

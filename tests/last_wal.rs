@@ -63,19 +63,6 @@ impl Receiver {
     }
 }
 
-/// A copy that backup-fetch prepares with these options, not started.
-fn copy_of(scratch: &Scratch, archive: &Archive, options: &[&str]) -> Cluster {
-    let data = scratch.join(format!("copy-{}", unique()));
-    // An outage that is waited for ends the test late.
-    let fetch = archive
-        .seawall_by_envdir()
-        .env("SEAWALL_RETRY_TIMEOUT", "2s");
-    let fetch = fetch.arg("backup-fetch");
-    fetch.arg(&data).arg("LATEST").args(options).run().ok();
-    let name = format!("server-{}", unique());
-    Cluster::builder(scratch, &name).on(&data)
-}
-
 fn back_up(archive: &Archive, server: &Cluster) {
     let push = archive.seawall_for(server).arg("backup-push");
     push.arg(server.data()).run().ok();
@@ -102,11 +89,7 @@ fn every_acknowledged_commit_comes_back() {
     fs::remove_dir_all(origin.data()).expect("PGDATA");
 
     let spool = receiver.dir.display().to_string();
-    let mut copy = copy_of(
-        &scratch,
-        &archive,
-        &["--recovery", "--spool", &spool, "--partial"],
-    );
+    let mut copy = archive.copy(&["--recovery", "--spool", &spool, "--partial"]);
     copy.start();
     copy.wait_recovered();
     let there = copy.client().query("select n from t", &[]).expect("rows");
@@ -218,7 +201,7 @@ impl Split {
 
     /// Rows of each step after a recovery with these options, and the server's log.
     fn recover(&self, options: &[&str]) -> ([i64; 3], String) {
-        let mut copy = copy_of(&self.scratch, &self.archive(), options);
+        let mut copy = self.archive().copy(options);
         copy.start();
         copy.wait_recovered();
         (all_rows(&copy), copy.log())
@@ -337,7 +320,7 @@ fn beyond_the_switch_it_is_absent(split: &Split) {
 /// The archive is asked first, also when the spool has it all.
 fn without_its_archive_nothing_ends(split: &Split) {
     let spool = split.within.display().to_string();
-    let mut copy = copy_of(&split.scratch, &split.archive(), &["--spool", &spool]);
+    let mut copy = split.archive().copy(&["--spool", &spool]);
     let (archive, away) = (split.scratch.join("archive"), split.scratch.join("away"));
     fs::rename(&archive, &away).expect("rename");
     let log = copy.try_start().expect_err("it must not open");
@@ -354,11 +337,7 @@ fn a_standby_waits_for_the_whole_segment() {
     let split = Split::new();
     let spool = split.within.display().to_string();
     let archive = split.archive();
-    let mut standby = copy_of(
-        &split.scratch,
-        &archive,
-        &["--standby", "--spool", &spool, "--partial"],
-    );
+    let mut standby = archive.copy(&["--standby", "--spool", &spool, "--partial"]);
     standby.start();
     wait_for(PATIENCE, "a segment that counts as absent", || {
         standby.log().contains("so it counts as absent")
@@ -402,7 +381,7 @@ fn a_partial_that_holds_nothing_ends_recovery_and_a_wrong_one_stops_it() {
         other
     };
     let long = [&bytes[..], b"x"].concat();
-    let mut copy = copy_of(&split.scratch, &split.archive(), &["--spool", &spool]);
+    let mut copy = split.archive().copy(&["--spool", &spool]);
     for (wrong, code) in [(changed(24, 1), 205), (changed(1, 0x80), 206), (long, 206)] {
         split.scratch.file(&file, &wrong);
         let log = copy.try_start().expect_err("it must not open");

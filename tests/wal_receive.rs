@@ -155,8 +155,7 @@ fn matrix_wal_is_received_and_uploaded_byte_for_byte() {
     assert!(lsn(&status["flushed"]["lsn"]) >= lsn(&status["archived"]["lsn"]));
 
     // A stop is a good end; whole segments that are archived go, where nobody wants them.
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
     assert_eq!(kept.status()["running"], false);
     let again = kept.command(archive.seawall(), &server).spawn();
     wait_for(PATIENCE, "the spool to be emptied", || !kept.has(&last));
@@ -261,8 +260,7 @@ fn matrix_as_synchronous_standby_it_loses_no_acknowledged_commit() {
             client.batch_execute(&insert).expect("a commit");
         }
         drop(client);
-        running.signal(Signal::KILL);
-        running.wait(PATIENCE).expect_signal(Signal::KILL);
+        running.kill9();
         if round % 2 == 1 {
             production.kill9();
             production.start();
@@ -278,27 +276,11 @@ fn matrix_as_synchronous_standby_it_loses_no_acknowledged_commit() {
     drop(client);
     // and at last the server is lost for good,
     production.kill9();
-    running.signal(Signal::KILL);
-    running.wait(PATIENCE).expect_signal(Signal::KILL);
+    running.kill9();
 
     // then a restore from archive and spool has every commit that was acknowledged.
-    let copy = scratch.join("copy");
-    let command = archive
-        .seawall()
-        .args(["wal-fetch", "--partial", "--spool"])
-        .arg(&receiver.spool)
-        .args(["%f", "%p"])
-        .shell_line();
-    let fetch = archive
-        .seawall()
-        .arg("backup-fetch")
-        .arg(&copy)
-        .arg("LATEST");
-    fetch
-        .args(["--restore-command", &command, "--recovery"])
-        .run()
-        .ok();
-    let mut copy = Cluster::builder(&scratch, "copy").on(copy);
+    let spool = receiver.spool.display().to_string();
+    let mut copy = archive.copy(&["--spool", &spool, "--partial"]);
     copy.start();
     copy.wait_recovered();
     assert_eq!(copy.number("select count(*) from paid"), acknowledged);
@@ -329,8 +311,7 @@ fn a_fast_shutdown_does_not_wait_and_the_server_is_met_again() {
     });
     assert!(!running.has_ended());
     assert!(compare_with_server(&receiver.spool, &server) >= 1);
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 }
 
 /// A standby of `primary` with its own archive of nothing, which follows it by streaming.
@@ -394,16 +375,14 @@ fn matrix_timelines_are_followed_in_mid_segment_and_on_its_border() {
         assert!(receiver.has("00000002.history"));
         assert!(compare_with_server(&receiver.spool, &standby) >= 2);
         // The run of segments has no hole along the path.
-        running.signal(Signal::TERM);
-        running.wait(PATIENCE).ok();
+        running.terminate();
         let again = receiver.command(archive.seawall(), &standby).spawn();
         let last = write_wal(&standby, 1);
         let key = format!("wal_005/{last}.zst");
         wait_for(PATIENCE, "a segment after the restart", || {
             archive.get(&key).is_some()
         });
-        again.signal(Signal::TERM);
-        again.wait(PATIENCE).ok();
+        again.terminate();
     }
 }
 
@@ -438,8 +417,7 @@ fn the_archive_may_be_down_for_as_long_as_it_likes() {
     assert!(!running.has_ended());
     assert!(receiver.has(&second));
     // A receiver that is started meanwhile receives all the same.
-    running.signal(Signal::KILL);
-    running.wait(PATIENCE).expect_signal(Signal::KILL);
+    running.kill9();
     let command = receiver.command(archive.seawall(), &server);
     let mut running = command.env("SEAWALL_RETRY_TIMEOUT", "1s").spawn();
     let third = write_wal(&server, 1);
@@ -456,8 +434,7 @@ fn the_archive_may_be_down_for_as_long_as_it_likes() {
     wait_for(PATIENCE, "the backlog in the archive", || {
         archive.get(&key(&second)).is_some() && !receiver.has(&second)
     });
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 }
 
 #[test]
@@ -497,8 +474,7 @@ fn a_full_disk_pauses_and_loses_nothing() {
         receiver.has(&last)
     });
     assert!(compare_with_server(&receiver.spool, &server) >= 1);
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 }
 
 #[test]
@@ -515,8 +491,7 @@ fn a_gap_is_named_and_accepted_only_by_word() {
     wait_for(PATIENCE, "the first segment", || {
         archive.get(&key(&first)).is_some()
     });
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 
     // Somebody drops the slot and makes it anew: what lies between is gone.
     server.execute("select pg_drop_replication_slot('spool')");
@@ -533,8 +508,7 @@ fn a_gap_is_named_and_accepted_only_by_word() {
     wait_for(PATIENCE, "a segment after the gap", || {
         archive.get(&key(&last)).is_some()
     });
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
     let gaps = archive.keys("gaps/");
     assert_eq!(gaps.len(), 1, "{gaps:?}");
     let missing = crate::support::wal::next_name(&first);
@@ -547,8 +521,7 @@ fn a_gap_is_named_and_accepted_only_by_word() {
     wait_for(PATIENCE, "a segment after the restart", || {
         archive.get(&key(&last)).is_some()
     });
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 }
 
 #[test]
@@ -566,15 +539,13 @@ fn what_the_server_removed_is_no_gap_before_the_archive_was_asked() {
     });
     let first = write_wal(&server, 1);
     wait_for(PATIENCE, "the first segment", || in_archive(&first));
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
     create_slot(&scratch, &server);
     let other = Receiver::new(&scratch, "other");
     let running = other.command(archive.seawall(), &server).spawn();
     let last = write_wal(&server, 3);
     wait_for(PATIENCE, "the others", || in_archive(&last));
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
     server.execute("select pg_drop_replication_slot('spool')");
     let missed = server
         .data()
@@ -617,8 +588,7 @@ fn a_history_that_the_archive_will_not_take_holds_up_its_timeline_alone() {
         receiver.has(&last)
     });
     receiver.wait_flushed(&server);
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
     server.stop(Stop::Fast);
     fs::write(server.data().join("standby.signal"), "").expect("standby.signal");
     give_to_postgres(&server.data().join("standby.signal"), 0o600);
@@ -628,8 +598,7 @@ fn a_history_that_the_archive_will_not_take_holds_up_its_timeline_alone() {
     let newest = write_wal(&server, 2);
     assert!(newest.starts_with("00000002"), "{newest}");
     receiver.wait_flushed(&server);
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
     let history = archive.path().join("wal_005/00000002.history");
     fs::create_dir_all(history.parent().expect("a directory")).expect("wal_005");
     fs::write(&history, "1\t0/1000028\tanother promotion\n").expect("a history");
@@ -657,8 +626,7 @@ fn a_history_that_the_archive_will_not_take_holds_up_its_timeline_alone() {
     wait_for(PATIENCE, "the second timeline in the archive", || {
         in_archive(&newest) && archive.get("wal_005/00000002.history.zst").is_some()
     });
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 }
 
 #[test]
@@ -675,8 +643,7 @@ fn what_a_killed_receiver_left_half_written_is_removed() {
     let running = receiver.plain(&server).spawn();
     receiver.wait_flushed(&server);
     assert_eq!(left.map(|name| receiver.has(name)), [false, true]);
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 }
 
 #[test]
@@ -741,14 +708,12 @@ fn one_receiver_per_spool_and_a_busy_slot_is_waited_for() {
                 .contains("is active")
     });
     assert!(!waiting.has_ended());
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
     let last = write_wal(&server, 1);
     wait_for(PATIENCE, "the second receiver's segment", || {
         second.has(&last)
     });
-    waiting.signal(Signal::TERM);
-    waiting.wait(PATIENCE).ok();
+    waiting.terminate();
 }
 
 #[test]
@@ -783,26 +748,11 @@ fn with_growing_segments_the_store_alone_has_the_last_commit() {
     }
     // when server and spool are lost together,
     production.kill9();
-    running.signal(Signal::KILL);
-    running.wait(PATIENCE).expect_signal(Signal::KILL);
+    running.kill9();
     fs::remove_dir_all(&receiver.spool).expect("removed");
 
     // then the archive has every commit.
-    let copy = scratch.join("copy");
-    let command = archive
-        .seawall()
-        .args(["wal-fetch", "--partial", "%f", "%p"])
-        .shell_line();
-    let fetch = archive
-        .seawall()
-        .arg("backup-fetch")
-        .arg(&copy)
-        .arg("LATEST");
-    fetch
-        .args(["--restore-command", &command, "--recovery"])
-        .run()
-        .ok();
-    let mut copy = Cluster::builder(&scratch, "copy").on(copy);
+    let mut copy = archive.copy(&["--partial"]);
     copy.start();
     copy.wait_recovered();
     assert_eq!(copy.number("select count(*) from paid"), 5);
@@ -912,8 +862,7 @@ fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
     let running = receiver.plain(&server).spawn();
     let last = write_wal(&server, 1);
     wait_for(PATIENCE, "a segment after all", || receiver.has(&last));
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 }
 
 #[test]
@@ -998,8 +947,7 @@ fn segments_of_any_size() {
         let peak = peak.and_then(|text| text.trim().strip_suffix(" kB"));
         let peak: u64 = peak.and_then(|text| text.parse().ok()).expect("its peak");
         assert!(peak <= 64 << 10, "{peak} KiB");
-        running.signal(Signal::TERM);
-        running.wait(PATIENCE).ok();
+        running.terminate();
     }
 }
 
@@ -1019,8 +967,7 @@ fn what_is_archived_while_the_receiver_connects_counts() {
     server.execute("create table begun as select 1");
     wait_for(PATIENCE, "the segment", || receiver.has(&whole));
     receiver.wait_flushed(&server);
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 
     // when it gets into the archive after that was asked what it has, and before it has answered,
     let put = Rule::new(Fault::Late(Duration::from_millis(600)));
@@ -1039,6 +986,5 @@ fn what_is_archived_while_the_receiver_connects_counts() {
     wait_for(PATIENCE, "the growing segment", || {
         archive.get(&key).is_some()
     });
-    running.signal(Signal::TERM);
-    running.wait(PATIENCE).ok();
+    running.terminate();
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::cluster::{Builder, Cluster};
 use super::minio::{Minio, Witness};
 use super::seawall::Seawall;
-use super::{Scratch, give_to_postgres, judges};
+use super::{Scratch, give_to_postgres, judges, unique};
 
 /// An archive in a directory or in a bucket.
 pub struct Archive<'a> {
@@ -35,6 +35,17 @@ impl<'a> Archive<'a> {
             )],
             objects: Objects::Directory(path),
         }
+    }
+
+    /// A copy of the newest backup that backup-fetch prepares with these options, not started.
+    pub fn copy(&self, options: &[&str]) -> Cluster {
+        let data = self.scratch.join(format!("copy-{}", unique()));
+        // An outage that is waited for ends the test late.
+        let fetch = self.seawall_by_envdir().env("SEAWALL_RETRY_TIMEOUT", "2s");
+        let fetch = fetch.arg("backup-fetch");
+        fetch.arg(&data).arg("LATEST").args(options).run().ok();
+        let name = format!("server-{}", unique());
+        Cluster::builder(self.scratch, &name).on(&data)
     }
 
     /// A new bucket of the MinIO that speaks TLS.

@@ -260,6 +260,18 @@ impl Running {
         outcome
     }
 
+    /// Ends it as an operator does, with SIGTERM, and expects that it takes that for success.
+    pub fn terminate(self) -> Outcome {
+        self.signal(Signal::TERM);
+        self.wait(DEADLINE).ok()
+    }
+
+    /// Ends it as a crash does.
+    pub fn kill9(self) -> Outcome {
+        self.signal(Signal::KILL);
+        self.wait(DEADLINE).expect_signal(Signal::KILL)
+    }
+
     /// Kills it with all that it started, which may hold its output open.
     fn kill_all(&self) {
         if let Some(group) = rustix::process::Pid::from_raw(self.pid()) {
