@@ -24,7 +24,9 @@ use crate::support::load::{Acknowledged, Load, Pace, TABLE};
 use crate::support::minio::{Minio, s3_env};
 use crate::support::proxy::{Fault, Proxy, Request, Rule};
 use crate::support::seawall::{Running, Seawall};
-use crate::support::{Scratch, give_to_postgres, is_stopped, rounds, run, unique, wait_for};
+use crate::support::{
+    Scratch, give_to_postgres, is_stopped, resident_kib, rounds, run, unique, wait_for,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const WRITERS: usize = 8;
@@ -294,7 +296,53 @@ fn whatever_dies_no_acknowledged_commit_is_lost() {
     assert!(!lost.is_empty());
 }
 
+#[test]
+fn a_store_that_is_down_costs_room_on_the_disk_alone() {
+    // Given a receiver that uploads,
+    let scratch = Scratch::new();
+    let store = Minio::lasting(&scratch);
+    let bucket = store.bucket("down");
+    let archive = Archive::of_witness(&scratch, store.env(&bucket.name()), bucket);
+    let spool = scratch.dir("spool");
+    let mut site = Site::new(&scratch, &archive, spool, Setup::default(), FAST);
+    let pid = site.receiver().pid();
+    let segments = |site: &Site| site.kept().len();
+    wait_for(PATIENCE, "an empty spool", || segments(&site) == 0);
+
+    // when the store is gone for a while, then commits go on and the spool grows;
+    store.kill9();
+    let time = Duration::from_secs(rounds(30, 600) as u64);
+    let (began, mut early) = (Instant::now(), None);
+    while began.elapsed() < time {
+        site.load.wait_for_more(WRITERS * SOME);
+        if began.elapsed() > time / 5 {
+            early.get_or_insert_with(|| (resident_kib(pid), segments(&site)));
+        }
+    }
+    let (early_kib, early_segments) = early.expect("it took some time");
+    let (kib, waiting) = (resident_kib(pid), segments(&site));
+    println!("{early_segments} to {waiting} segments waited, {early_kib} to {kib} KiB");
+    assert!(waiting > early_segments, "{waiting} after {early_segments}");
+    assert!(kib < early_kib + (2 << 10), "{early_kib} to {kib} KiB");
+
+    // and when it is back, then all of it gets there by itself, and only then leaves the spool.
+    store.start_again();
+    site.load.rest();
+    wait_for(PATIENCE * 3, "an empty spool", || segments(&site) == 0);
+    site.load.aim(&site.server);
+    site.load.wait_for_more(SOME);
+    site.lose_everything();
+    site.assert_nothing_is_lost();
+}
+
 impl Site<'_> {
+    /// Whole segments in the spool.
+    fn kept(&self) -> Vec<String> {
+        let names = fs::read_dir(&self.spool).expect("the spool");
+        let names = names.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter(|name| name.len() == 24).collect()
+    }
+
     fn strike(&mut self, blow: Blow, store: &Minio, chance: &mut Chance) {
         match blow {
             Blow::Receiver => {

@@ -9,12 +9,12 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::archive::Archive;
-use crate::support::cluster::{Builder, Cluster, Stop};
+use crate::support::cluster::{Builder, Cluster, Stop, tools_bin};
 use crate::support::minio::{Minio, s3_env};
 use crate::support::proxy::{Fault, Proxy, Rule};
 use crate::support::seawall::Seawall;
 use crate::support::tmpfs::Tmpfs;
-use crate::support::{Scratch, give_to_postgres, is_root, rounds, run, wait_for};
+use crate::support::{Scratch, give_to_postgres, is_root, peak_kib, rounds, run, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -98,6 +98,11 @@ fn write_wal(server: &Cluster, mib: u32) -> String {
 
 /// Every whole file in the spool that the server still has is the same there, byte for byte.
 fn compare_with_server(spool: &Path, server: &Cluster) -> usize {
+    compare(spool, &server.data().join("pg_wal"))
+}
+
+/// How many segments two directories have in common, which are the same byte for byte.
+fn compare(spool: &Path, other: &Path) -> usize {
     let mut same = 0;
     for entry in fs::read_dir(spool).expect("the spool") {
         let path = entry.expect("an entry").path();
@@ -105,7 +110,7 @@ fn compare_with_server(spool: &Path, server: &Cluster) -> usize {
             .file_name()
             .and_then(|n| n.to_str())
             .unwrap_or_default();
-        let theirs = server.data().join("pg_wal").join(name);
+        let theirs = other.join(name);
         if name.len() == 24 && theirs.exists() {
             assert!(
                 fs::read(&path).unwrap() == fs::read(theirs).unwrap(),
@@ -128,14 +133,27 @@ fn matrix_wal_is_received_and_uploaded_byte_for_byte() {
     let kept = Receiver::new(&scratch, "kept");
     let receiver = kept.command(archive.seawall(), &server);
     let running = receiver.args(["--keep-local", "always"]).spawn();
+    let beside = scratch.dir("beside");
+    let _witness = Seawall::of(&scratch, tools_bin().join("pg_receivewal"))
+        .envs(server.client_env())
+        .arg("--directory")
+        .arg(&beside)
+        .spawn();
+    wait_for(PATIENCE, "both receivers", || {
+        server.number("select count(*) from pg_stat_replication") == 2
+    });
 
     let last = write_wal(&server, 5);
     let key = format!("wal_005/{last}.zst");
     wait_for(PATIENCE, "the last segment in the archive", || {
         archive.get(&key).is_some() && kept.has(&format!("{last}.done"))
     });
-    // The same bytes: in the spool, on the server, in the archive.
+    // The same bytes: in the spool, on the server, with another receiver, in the archive.
     assert!(compare_with_server(&kept.spool, &server) >= 5);
+    wait_for(PATIENCE, "the last segment beside", || {
+        beside.join(&last).exists()
+    });
+    assert!(compare(&kept.spool, &beside) >= 5);
     let stored = crate::support::archive::unzstd(&archive.get(&key).unwrap());
     assert!(stored == fs::read(kept.spool.join(&last)).unwrap());
 
@@ -941,11 +959,7 @@ fn segments_of_any_size() {
         // The rest of the second segment comes at once, so its file is made in the other way.
         let last = write_wal(&server, 1);
         wait_for(PATIENCE, "the next one", || receiver.has(&last));
-        let process = fs::read_to_string(format!("/proc/{}/status", running.pid()));
-        let process = process.expect("a running process");
-        let peak = process.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let peak = peak.and_then(|text| text.trim().strip_suffix(" kB"));
-        let peak: u64 = peak.and_then(|text| text.parse().ok()).expect("its peak");
+        let peak = peak_kib(running.pid());
         assert!(peak <= 64 << 10, "{peak} KiB");
         running.terminate();
     }

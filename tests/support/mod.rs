@@ -133,6 +133,24 @@ pub fn wait_for(deadline: Duration, what: &str, mut condition: impl FnMut() -> b
     }
 }
 
+/// What a process has in memory now, in KiB.
+pub fn resident_kib(pid: i32) -> u64 {
+    memory_kib(pid, "VmRSS:")
+}
+
+/// The most that a process has had in memory so far, in KiB.
+pub fn peak_kib(pid: i32) -> u64 {
+    memory_kib(pid, "VmHWM:")
+}
+
+fn memory_kib(pid: i32, what: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"));
+    let status = status.expect("a running process");
+    let size = status.lines().find_map(|line| line.strip_prefix(what));
+    let size = size.and_then(|text| text.trim().strip_suffix(" kB"));
+    size.and_then(|kib| kib.parse().ok()).expect("its memory")
+}
+
 /// How many rounds a series takes: few in `scripts/test`, the full count in `scripts/long` (SEAWALL_TEST_LONG=1), or
 /// what SEAWALL_TEST_ROUNDS says.
 pub fn rounds(few: usize, full: usize) -> usize {
