@@ -818,6 +818,30 @@ fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
         .run()
         .expect(7, &["pg_hba.conf", "stranger"]);
 
+    // Who wants to be asked for the password needs a terminal.
+    as_role("standby", "wrong")
+        .arg("--password")
+        .run()
+        .expect(2, &["no terminal", "PGPASSWORD"]);
+    let program = Seawall::new(&scratch).shell_line();
+    let line = format!(
+        "{program} wal-receive -W --create-slot -S asked -h 127.0.0.1 -p {} -U standby",
+        server.port()
+    );
+    let [typed, shown] = ["typed", "shown"].map(|name| scratch.join(name));
+    run(std::process::Command::new("mkfifo").arg(&typed));
+    give_to_postgres(&typed, 0o600);
+    let [at, into] = [&typed, &shown].map(|path| path.display().to_string());
+    let script = r#"exec script --quiet --return --flush --command "$1" "$2" <>"$3""#;
+    let asked = Seawall::of(&scratch, "/bin/sh").args(["-c", script, "sh"]);
+    let asked = asked.args([&line, &into, &at]).spawn();
+    wait_for(PATIENCE, "the question", || {
+        fs::read_to_string(&shown).is_ok_and(|text| text.contains("Password: "))
+    });
+    fs::write(&typed, "right\n").expect("typed");
+    let asked = asked.wait(PATIENCE).ok();
+    assert!(!asked.text().contains("right"), "{asked:?}");
+
     // A slot that is not there, and one that the server gave up.
     receiver.plain(&server).run().expect(
         9,

@@ -7,6 +7,7 @@ pub mod backup_list;
 pub mod backup_push;
 pub mod man;
 pub mod output;
+mod password;
 pub mod status;
 pub mod wal_fetch;
 pub mod wal_push;

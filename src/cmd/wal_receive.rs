@@ -4,7 +4,7 @@ use super::arguments::{
     Connection, absolute_path, connection, connection_options, optional_path, parsed,
     setting_option, text, usage, word,
 };
-use super::{Context, RECEIVE_RETRY};
+use super::{Context, RECEIVE_RETRY, password};
 use crate::config;
 use crate::error::{Error, Kind, Result};
 use crate::pg::Lsn;
@@ -25,6 +25,8 @@ pub struct Args {
     pub slot: Option<String>,
     /// How to reach PostgreSQL.
     pub connection: Connection,
+    /// `--password`: the operator is asked for it.
+    pub ask_password: bool,
 }
 
 /// The verb's three works.
@@ -150,7 +152,11 @@ pub fn command() -> Command {
             .help("Where to tell how it goes; default is a file in the spool"),
         flag("no-password")
             .short('w')
-            .help("Accepted for pg_receivewal's sake: a password is never asked for"),
+            .conflicts_with("password")
+            .help("Never ask for a password, which is the default"),
+        flag("password")
+            .short('W')
+            .help("Ask for the password at the terminal"),
         Arg::new("help")
             .long("help")
             .short('?')
@@ -185,6 +191,7 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
         action,
         slot,
         connection: connection(matches)?,
+        ask_password: matches.get_flag("password"),
     })
 }
 
@@ -259,9 +266,14 @@ fn keep(text: &str) -> Result<Keep> {
 
 /// Makes or drops the slot, or receives until it is told to stop.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
+    let password = match args.ask_password {
+        true => Some(password::ask(&context.stop)?),
+        false => None,
+    };
     let server = Server {
         context,
         connection: &args.connection,
+        password,
     };
     let slot = args.slot.as_deref().unwrap_or_default();
     match &args.action {
@@ -332,14 +344,16 @@ fn options<'a>(
 struct Server<'a> {
     context: &'a Context,
     connection: &'a Connection,
+    /// What the operator typed.
+    password: Option<String>,
 }
 
 impl Server<'_> {
     fn connect(&self, replication: bool, stop: &Stop) -> Result<Conn> {
-        let info = self.context.config.conninfo(
-            self.connection.conninfo.as_deref(),
-            self.connection.overrides.clone(),
-        )?;
+        let mut overrides = self.connection.overrides.clone();
+        overrides.extend(self.password.iter().map(|text| ("password", text.clone())));
+        let conninfo = self.connection.conninfo.as_deref();
+        let info = self.context.config.conninfo(conninfo, overrides)?;
         let options = ConnectOptions {
             replication,
             application_name: "seawall".to_string(),

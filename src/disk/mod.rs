@@ -298,6 +298,12 @@ pub fn sync_dir(path: &Path) -> Result<()> {
     sync_dir_fd(&dir).map_err(|e| failed("sync directory", path, e))
 }
 
+/// Opens what is there for reading and writing.
+pub fn open_writable(path: &Path) -> Result<File> {
+    let opened = File::options().read(true).write(true).open(path);
+    opened.map_err(|e| failed("open", path, e))
+}
+
 /// Opens an unnamed file in `dir` for reading and writing; it is gone when closed, whatever happens.
 pub fn hidden_temp(dir: &Path) -> Result<File> {
     use rustix::io::Errno;

@@ -151,7 +151,7 @@ struct Course {
 /// Receives until it is told to stop, the end position is reached or nobody knows any more what is on the disk.
 pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<()> {
     let _lock = lock(options)?;
-    prepare(&options.directory)?;
+    make_ready(&options.directory)?;
     let relay = Relay {
         options,
         connect,
@@ -215,7 +215,7 @@ fn lock(options: &Options<'_>) -> Result<Lock> {
 
 /// Removes what a killed one left half-written, nobody else writes here while we have the lock, and sees whether
 /// anything can be written at all: without WAL on its way it would not show for hours.
-fn prepare(directory: &Path) -> Result<()> {
+fn make_ready(directory: &Path) -> Result<()> {
     match durable::remove_stale_temps(directory, Duration::ZERO)? {
         0 => {}
         count => log::info!("removed {count} temporary files of an earlier receiver"),
@@ -333,7 +333,7 @@ impl Relay<'_> {
     }
 
     /// The next course will be worked out: what the archive gets from now on is remembered for it.
-    fn prepare(&self) {
+    fn expect_course(&self) {
         *lock_of(&self.meanwhile) = Some(Vec::new());
     }
 

@@ -111,7 +111,7 @@ impl Relay<'_> {
             log::info!("timeline {timeline} ended at {switch}; timeline {next} goes on there");
             let path = self.keep_history(&mut conn, next)?;
             writer.switch_timeline(next, switch)?;
-            self.prepare();
+            self.expect_course();
             archived = self.archived().unwrap_or(archived);
             archived.switch_timeline(path, switch);
         }
@@ -170,7 +170,7 @@ impl Relay<'_> {
     /// Where to go on, and how far the archive reaches.
     fn start(&self, conn: &mut Conn, server: &Server, stop: &Stop) -> Result<Found> {
         let size = server.segment_size;
-        self.prepare();
+        self.expect_course();
         let contents = resume::read(&self.spool, size)?;
         let restart = self.restart_lsn(conn, stop)?;
         let mut held = self.held(&contents, server, restart)?;
