@@ -201,6 +201,9 @@ fn it_is_pg_receivewal_changed_by_one_word() {
     let words = ["--no-loop", "--endpos", &position, "--synchronous"];
     receiver.plain(&server).args(words).run().ok();
     assert!(receiver.has(&half));
+    let status = receiver.status();
+    assert_eq!(status["archived"], Value::Null, "nothing is uploaded");
+    assert_eq!(status["last_error"], Value::Null);
     let end = server.value("select pg_current_wal_lsn()::text");
     write_wal(&server, 1);
     let mut other = server.tool("pg_receivewal");
@@ -519,6 +522,19 @@ fn a_gap_is_named_and_accepted_only_by_word() {
     let restart = server.value("select restart_lsn::text from pg_replication_slots");
     let refused = command().run();
     refused.expect(10, &["--accept-gap", &restart]);
+    // So it is for a receiver that begins with nothing: the archive tells how far everything was.
+    let fresh = Receiver::new(&scratch, "fresh");
+    let fresh = || fresh.command(archive.seawall(), &server);
+    fresh().run().expect(10, &["--accept-gap", &restart]);
+    // What the slot keeps is not given up.
+    write_wal(&server, 2);
+    let beyond = server.value("select pg_current_wal_flush_lsn()::text");
+    let kept = format!("Say --accept-gap {restart}");
+    for command in [command(), fresh()] {
+        let refused = command.args(["--accept-gap", &beyond]).run();
+        refused.expect(2, &["would give up WAL that the server still has", &kept]);
+    }
+    assert!(archive.keys("gaps/").is_empty());
 
     // Told so, it goes on, and the archive knows what is missing.
     let running = command().args(["--accept-gap", &restart]).spawn();
@@ -780,6 +796,7 @@ fn with_growing_segments_the_store_alone_has_the_last_commit() {
 fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
     let scratch = Scratch::new();
     let server = server(&scratch, "production")
+        .config("wal_level", "logical")
         .auth_host("scram-sha-256")
         .hba(
             "local all postgres trust\nlocal replication postgres trust\n\
@@ -850,6 +867,10 @@ fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
             "--create-slot --slot spool",
         ],
     );
+    server.execute("select pg_create_logical_replication_slot('spool', 'pgoutput')");
+    let logical = receiver.plain(&server).run();
+    logical.expect(3, &["slot \"spool\" is logical", "another name"]);
+    server.execute("select pg_drop_replication_slot('spool')");
     create_slot(&scratch, &server);
     server.configure("max_slot_wal_keep_size", "1MB");
     server.configure("max_wal_size", "2MB");
@@ -904,6 +925,126 @@ fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
     let running = receiver.plain(&server).spawn();
     let last = write_wal(&server, 1);
     wait_for(PATIENCE, "a segment after all", || receiver.has(&last));
+    running.terminate();
+}
+
+#[test]
+fn a_fast_shutdown_waits_for_the_archive_but_not_for_ever() {
+    // Given a server that waits for what the store has, which gets it once an hour,
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let mut server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let words = ["--acknowledge", "archived", "--partial-every", "1h"];
+    let command = receiver.command(archive.seawall(), &server).args(words);
+    let running = command.env("SEAWALL_RETRY_TIMEOUT", "1s").spawn();
+    let streams = |server: &Cluster| server.number("select count(*) from pg_stat_replication") == 1;
+    wait_for(PATIENCE, "the receiver", || streams(&server));
+    server.execute("create table paid as select 1 as n");
+
+    // when it is shut down, then the archive gets the rest at once.
+    server.stop(Stop::Fast);
+    let position = |what: &str| match &receiver.status()[what]["lsn"] {
+        Value::Null => 0,
+        lsn => crate::support::archive::lsn(lsn),
+    };
+    wait_for(PATIENCE, "all in the archive", || {
+        position("archived") == position("flushed")
+    });
+
+    // When the archive is down, it is let go all the same, and nothing is told to be safe that is not.
+    server.start();
+    wait_for(PATIENCE, "the receiver again", || streams(&server));
+    let away = scratch.join("away");
+    fs::rename(archive.path(), &away).expect("moved");
+    server.execute("insert into paid values (2)");
+    server.stop(Stop::Fast);
+    assert!(position("archived") < position("flushed"));
+    running.terminate();
+}
+
+#[test]
+fn segments_of_another_cluster_are_not_sent() {
+    let scratch = Scratch::new();
+    let archive = Archive::directory(&scratch, "archive");
+    let other = server(&scratch, "other").start();
+    let stranger = write_wal(&other, 20);
+    let server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let running = receiver.command(archive.seawall(), &server).spawn();
+    let first = write_wal(&server, 1);
+    let key = |segment: &str| format!("wal_005/{segment}.zst");
+    wait_for(PATIENCE, "the first segment", || {
+        archive.get(&key(&first)).is_some()
+    });
+    assert!(stranger > first, "{stranger} {first}");
+    let file = receiver.spool.join(&stranger);
+    fs::copy(other.data().join("pg_wal").join(&stranger), &file).expect("copied");
+    give_to_postgres(&file, 0o600);
+    write_wal(&server, 1);
+    wait_for(PATIENCE, "a status that names the stranger", || {
+        let error = receiver.status()["last_error"].to_string();
+        error.contains("system identifier") || error.contains("another cluster")
+    });
+    running.terminate();
+    let refused = receiver.command(archive.seawall(), &server).run();
+    refused.expect(5, &["WAL of another cluster", &stranger]);
+    assert!(archive.get(&key(&stranger)).is_none());
+}
+
+#[test]
+fn the_slot_is_asked_of_the_server_that_sends() {
+    // Given two servers of which the first one lets nobody replicate,
+    let scratch = Scratch::new();
+    let first = server(&scratch, "first")
+        .config("max_wal_senders", "0")
+        .start();
+    let second = server(&scratch, "second").start();
+    create_slot(&scratch, &second);
+    let receiver = Receiver::new(&scratch, "spool");
+    let places = [&first, &second].map(|server| (server.sockets().display(), server.port()));
+    let [(a, at), (b, bt)] = places;
+    let conninfo = format!("host={a},{b} port={at},{bt} user=postgres");
+    let seawall = Seawall::new(&scratch).args(["wal-receive", "--slot", "spool"]);
+    let seawall = seawall.args(["--dbname", &conninfo, "--directory"]);
+    let running = seawall.arg(&receiver.spool).spawn();
+    let last = write_wal(&second, 1);
+    wait_for(PATIENCE, "a segment", || receiver.has(&last));
+    running.terminate();
+}
+
+#[test]
+fn a_standby_that_starts_again_is_waited_for() {
+    let scratch = Scratch::new();
+    let primary = server(&scratch, "primary")
+        .config("wal_keep_size", "100MB")
+        .start();
+    let mut standby = standby(&scratch, &primary, "standby");
+    standby.execute("select pg_create_physical_replication_slot('spool', true)");
+    let receiver = Receiver::new(&scratch, "spool");
+    let mut running = receiver.plain(&standby).spawn();
+    standby.configure("recovery_min_apply_delay", "1h");
+    standby.reload();
+    let last = write_wal(&primary, 3);
+    wait_for(PATIENCE, "the segment", || receiver.has(&last));
+
+    // It has it all and has replayed nothing of it: after a start that is all it says it has.
+    primary.execute("select pg_switch_wal()");
+    standby.stop(Stop::Fast);
+    fs::rename(primary.sockets(), scratch.join("away")).expect("moved");
+    standby.start();
+    wait_for(PATIENCE, "the standby to be behind", || {
+        let error = receiver.status()["last_error"].to_string();
+        error.contains("the standby has WAL up to")
+    });
+    assert!(!running.has_ended());
+    fs::rename(scratch.join("away"), primary.sockets()).expect("moved back");
+    standby.configure("recovery_min_apply_delay", "0");
+    standby.reload();
+    let last = write_wal(&primary, 1);
+    wait_for(PATIENCE, "a segment afterwards", || receiver.has(&last));
     running.terminate();
 }
 

@@ -349,11 +349,16 @@ struct Server<'a> {
 }
 
 impl Server<'_> {
-    fn connect(&self, replication: bool, stop: &Stop) -> Result<Conn> {
+    /// To the server of `beside`, if there is one.
+    fn connect(&self, replication: bool, beside: Option<&Conn>, stop: &Stop) -> Result<Conn> {
         let mut overrides = self.connection.overrides.clone();
         overrides.extend(self.password.iter().map(|text| ("password", text.clone())));
         let conninfo = self.connection.conninfo.as_deref();
-        let info = self.context.config.conninfo(conninfo, overrides)?;
+        let mut info = self.context.config.conninfo(conninfo, overrides)?;
+        if let Some(beside) = beside {
+            info.hosts
+                .retain(|host| host.to_string() == beside.server());
+        }
         let options = ConnectOptions {
             replication,
             application_name: "seawall".to_string(),
@@ -365,7 +370,7 @@ impl Server<'_> {
 
 impl Connect for Server<'_> {
     fn replication(&self, stop: &Stop) -> Result<Conn> {
-        self.connect(true, stop)
+        self.connect(true, None, stop)
             .map_err(|e: Error| match e.full_detail() {
                 Some(detail) if detail.contains("42501") => {
                     e.hint("The role needs REPLICATION: ALTER ROLE role REPLICATION.")
@@ -374,8 +379,8 @@ impl Connect for Server<'_> {
             })
     }
 
-    fn ordinary(&self, stop: &Stop) -> Result<Conn> {
-        self.connect(false, stop)
+    fn ordinary(&self, beside: &Conn, stop: &Stop) -> Result<Conn> {
+        self.connect(false, Some(beside), stop)
     }
 }
 

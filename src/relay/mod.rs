@@ -111,8 +111,8 @@ struct Rules {
 pub trait Connect: Sync {
     /// A session for replication.
     fn replication(&self, stop: &Stop) -> Result<Conn>;
-    /// A session for SQL, which the server may refuse us.
-    fn ordinary(&self, stop: &Stop) -> Result<Conn>;
+    /// A session for SQL with the server of `beside` and no other, which that may refuse us.
+    fn ordinary(&self, beside: &Conn, stop: &Stop) -> Result<Conn>;
 }
 
 /// How a session of receiving ended.
@@ -186,18 +186,19 @@ pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<
         end
     });
     relay.progress.set_state("stopped");
-    if let Err(e) = &end {
-        relay.progress.set_error(e.one_line());
-    }
-    relay.write_status();
-    match end {
+    let end = match end {
         // SIGINT and SIGTERM are how a receiver ends; everything that came is flushed and reported.
         Err(e) if e.kind() == Kind::Interrupted && stop.is_set() => {
             log::info!("stopped: {}", e.message());
             Ok(())
         }
         other => other,
+    };
+    if let Err(e) = &end {
+        relay.progress.set_error(e.one_line());
     }
+    relay.write_status();
+    end
 }
 
 /// One seawall per directory.
@@ -239,7 +240,7 @@ impl Relay<'_> {
             let why = match outcome {
                 Ok(Outcome::Done) => return Ok(()),
                 Ok(Outcome::Again(why)) => why,
-                Err(e) if may_pass(&e, self.progress.was_connected()) && !self.options.no_loop => {
+                Err(e) if may_pass(&e, self.progress.has_streamed()) && !self.options.no_loop => {
                     e.one_line()
                 }
                 Err(e) => return Err(e),
@@ -275,6 +276,9 @@ impl Relay<'_> {
         let mut document = self.progress.document();
         document.slot = self.options.slot.clone();
         document.spool = self.spool_status();
+        if self.options.upload.is_none() {
+            document.archived = None;
+        }
         if let Err(e) = document.write(&self.options.status_file) {
             log::debug!("could not write the status file: {}", e.one_line());
         }
@@ -356,18 +360,14 @@ impl Relay<'_> {
             .map(|course| course.archived.clone())
     }
 
-    /// The segment that is being written, the size of all, and up to where it is durable, if the archive has everything
-    /// before it.
-    fn growing(&self) -> Option<(Segment, SegmentSize, Lsn)> {
+    /// The segment that is being written, where it begins, and up to where it is durable, if that is worth putting.
+    fn growing(&self) -> Option<(Segment, Lsn, Lsn)> {
         let course = lock_of(&self.course);
         let course = course.as_ref()?;
-        let (size, durable) = (course.segment_size, Lsn(self.progress.flushed.get()));
-        let start = SegmentNo::holding(durable, size).start(size);
-        let grows = start < durable && course.archived.lsn() == start;
-        grows.then(|| {
-            let segment = Segment::holding(course.timeline, durable, size);
-            (segment, size, durable)
-        })
+        let durable = Lsn(self.progress.flushed.get());
+        let segment = course.archived.growing(course.timeline, durable)?;
+        let start = SegmentNo::holding(durable, course.segment_size).start(course.segment_size);
+        Some((segment, start, durable))
     }
 
     /// The archive has one segment more.
@@ -411,10 +411,11 @@ fn lock_of<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whether a new try may meet a better world. What a human must decide is none of that; a server that refuses us is, if
 /// it did not do so before: else the operator who starts us has made a mistake, and waits to be told.
-fn may_pass(error: &Error, was_connected: bool) -> bool {
+fn may_pass(error: &Error, has_streamed: bool) -> bool {
     match error.kind() {
-        Kind::Transient | Kind::Locked => true,
-        Kind::Denied | Kind::Unavailable | Kind::Protocol => was_connected,
+        // A full disk while connecting is waited for, as one while receiving is.
+        Kind::Transient | Kind::Locked | Kind::Full => true,
+        Kind::Denied | Kind::Unavailable | Kind::Protocol => has_streamed,
         _ => false,
     }
 }
@@ -428,6 +429,7 @@ mod tests {
         let cases = [
             (Kind::Transient, true, true),
             (Kind::Locked, true, true),
+            (Kind::Full, true, true),
             (Kind::Denied, false, true),
             (Kind::Unavailable, false, true),
             (Kind::Protocol, false, true),

@@ -42,6 +42,8 @@ pub struct Progress {
     pub flushed: Watermark,
     /// Up to where the archive has it without a hole.
     pub archived: Watermark,
+    /// Up to where the server has asked for it, if it waits for the archive.
+    wanted: Watermark,
     /// The sending half of the present connection. Its lock also orders the reports: the positions are read under it,
     /// so none is followed by an older one, which would move the slot back. A mutex, because reader, writer and
     /// uploader all report.
@@ -65,6 +67,7 @@ struct Facts {
     system_identifier: String,
     timeline: Option<TimelineId>,
     last_error: Option<(Timestamp, String)>,
+    has_streamed: bool,
     samples: VecDeque<(Instant, u64)>,
 }
 
@@ -79,6 +82,7 @@ impl Progress {
             written: Watermark::default(),
             flushed: Watermark::default(),
             archived: Watermark::default(),
+            wanted: Watermark::default(),
             line: Mutex::default(),
             facts: Mutex::new(Facts {
                 state: "starting",
@@ -90,13 +94,14 @@ impl Progress {
     /// WAL is received from `start` on: all before it is safe. That may be before what an earlier stream had reached, on
     /// another timeline, whose positions say nothing about this one. Only between two streams.
     pub fn begin(&self, start: Lsn) {
-        for mark in [&self.received, &self.written, &self.flushed] {
+        for mark in [&self.received, &self.written, &self.flushed, &self.wanted] {
             mark.restart(start.0);
         }
     }
 
     /// Reports go through `sender` from now on.
     pub fn connect(&self, sender: StatusSender) {
+        lock_of(&self.facts).has_streamed = true;
         *lock_of(&self.line) = Some(Line {
             sender,
             reported: Instant::now(),
@@ -139,6 +144,20 @@ impl Progress {
         self.acknowledge == Acknowledge::Archived
     }
 
+    /// The server asks how far we are, and what is flushed is to get into the archive at once: a server that shuts down
+    /// waits for that.
+    pub fn want_archived(&self) {
+        if self.waits_for_archive() {
+            self.wanted.raise(self.flushed.get());
+        }
+    }
+
+    /// Up to where the server has asked for what the archive does not have yet.
+    pub fn owed_by_archive(&self) -> Option<Lsn> {
+        let wanted = self.wanted.get();
+        (self.archived.get() < wanted).then_some(Lsn(wanted))
+    }
+
     /// In one word, what the relay does: `connecting`, `streaming`, `paused`, `waiting`, `stopping`.
     pub fn set_state(&self, state: &'static str) {
         lock_of(&self.facts).state = state;
@@ -152,9 +171,9 @@ impl Progress {
         facts.system_identifier = system_identifier;
     }
 
-    /// Whether the server has let us in at least once.
-    pub fn was_connected(&self) -> bool {
-        lock_of(&self.facts).connected_since.is_some()
+    /// Whether the server has sent us WAL, or was ready to, at least once.
+    pub fn has_streamed(&self) -> bool {
+        lock_of(&self.facts).has_streamed
     }
 
     /// WAL of this timeline is being received.

@@ -76,6 +76,7 @@ impl Reader<'_> {
     pub fn run(self) -> End {
         let mut heard = Instant::now();
         let mut asked = false;
+        let mut owed = None;
         let mut batch = Batch::default();
         loop {
             let deadline = self.deadline(heard, asked);
@@ -117,6 +118,7 @@ impl Reader<'_> {
                 } => {
                     self.progress.server.raise(server_end.0);
                     match reply_requested {
+                        _ if self.is_owed_too_long(&mut owed) => Err(End::Paused),
                         // Behind all WAL that came before it: what is asked for is the flush of that.
                         true => self.hand_over(Item::Reply),
                         false => Ok(()),
@@ -130,6 +132,20 @@ impl Reader<'_> {
                 return end;
             }
         }
+    }
+
+    /// Whether the archive does not take what the server has asked for: then its shutdown must not wait for that. `owed`
+    /// is up to where, and since when.
+    fn is_owed_too_long(&self, owed: &mut Option<(Lsn, Instant)>) -> bool {
+        let wanted = self.progress.owed_by_archive();
+        // What was asked for has come; more was asked for since.
+        let met = owed.is_some_and(|(lsn, _)| self.progress.archived.get() >= lsn.0);
+        *owed = match (wanted, *owed) {
+            (None, _) => None,
+            (Some(_), Some(earlier)) if !met => Some(earlier),
+            (Some(lsn), _) => Some((lsn, Instant::now())),
+        };
+        owed.is_some_and(|(_, since)| since.elapsed() > RECEIVE_PAUSE_MAX)
     }
 
     /// When a silent connection must be looked at.

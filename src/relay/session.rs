@@ -176,14 +176,23 @@ impl Relay<'_> {
         let mut held = self.held(&contents, server, restart)?;
         if let Some(lsn) = self.options.accept_gap {
             let known = held.get_or_insert_default();
-            self.accept_gap(lsn, &contents, known, server)?;
+            self.accept_gap(lsn, &contents, known, restart, server)?;
         }
         // Without an archive at all nothing can be there.
         if self.options.upload.is_none() {
             held.get_or_insert_default();
         }
         let (path, held) = (&server.path, held.as_ref());
-        let start = resume::start_position(&contents, held, path, size, restart, server.flush)?;
+        let found = resume::start_position(&contents, held, path, size, restart, server.flush);
+        let start = match found {
+            // After its start a standby is where it has replayed to, and gets the rest again.
+            Err(e) if e.kind() == Kind::Mismatch && is_standby(conn)? => {
+                let anywhere = Lsn(u64::MAX);
+                let start = resume::start_position(&contents, held, path, size, restart, anywhere)?;
+                return Err(standby_behind(&start, server.flush));
+            }
+            other => other?,
+        };
         let nothing = BTreeSet::new();
         let known = held.unwrap_or(&nothing);
         Ok(Found {
@@ -193,8 +202,8 @@ impl Relay<'_> {
         })
     }
 
-    /// What the archive has from the first segment on that matters, and the gaps that were accepted before, which
-    /// nobody will ever fill.
+    /// What the archive has from the first segment on that matters and the newest before it, and the gaps that were
+    /// accepted before, which nobody will ever fill.
     fn held(
         &self,
         contents: &Contents,
@@ -213,7 +222,9 @@ impl Relay<'_> {
         let path = &server.path;
         // Without it the marks of what was uploaded stand for it.
         self.ask_archive(upload, |archive| {
-            let mut held = archive.held_segments(path, size, from.unwrap_or(Lsn(0)))?;
+            // An empty spool does not tell how far we were: the archive must.
+            let back = contents.is_empty();
+            let mut held = archive.held_segments(path, size, from.unwrap_or(Lsn(0)), back)?;
             let ancestors = path.ancestors.iter().map(|ancestor| ancestor.timeline);
             for timeline in ancestors.chain([path.timeline]) {
                 for gap in archive.gaps(timeline)? {
@@ -231,6 +242,7 @@ impl Relay<'_> {
         lsn: Lsn,
         contents: &Contents,
         held: &mut BTreeSet<Segment>,
+        restart: Option<Lsn>,
         server: &Server,
     ) -> Result<()> {
         let (size, path) = (server.segment_size, &server.path);
@@ -251,6 +263,19 @@ impl Relay<'_> {
                 reached.lsn
             );
             return Ok(());
+        }
+        if let Some(kept) = restart
+            && SegmentNo::holding(kept, size).start(size) < end
+        {
+            return Err(Error::new(
+                Kind::Usage,
+                format!("--accept-gap {lsn} would give up WAL that the server still has"),
+            )
+            .detail(format!(
+                "The slot keeps it from {kept} on; the spool and the archive reach up to {}.",
+                reached.lsn
+            ))
+            .hint(format!("Say --accept-gap {kept}, or leave it out.")));
         }
         log::warn!(
             "WAL from {} to {end} is given up, as --accept-gap says; take a base backup",
@@ -278,7 +303,7 @@ impl Relay<'_> {
         // A slot that was never used has no position yet, and a lost one has none any more: only SQL tells which.
         let info = match self
             .connect
-            .ordinary(stop)
+            .ordinary(conn, stop)
             .and_then(|mut sql| sql.slot_info(slot))
         {
             Ok(info) => info.ok_or_else(|| no_slot(slot))?,
@@ -295,6 +320,14 @@ impl Relay<'_> {
                     .hint("Servers before 15 tell of slots in an ordinary session alone: let the role connect to database postgres."));
             }
         };
+        if !info.physical {
+            return Err(Error::new(
+                Kind::Refused,
+                format!("the replication slot \"{slot}\" is logical"),
+            )
+            .detail("WAL is received through physical slots alone.")
+            .hint("Make one of another name with wal-receive --create-slot."));
+        }
         if info.is_lost() {
             return Err(Error::new(
                 Kind::Hole,
@@ -380,6 +413,21 @@ fn segments_between(path: &TimelineHistory, size: SegmentSize, from: Lsn, to: Ls
         number = number.next();
     }
     segments
+}
+
+fn is_standby(conn: &mut Conn) -> Result<bool> {
+    Ok(conn.show("transaction_read_only")? == "on")
+}
+
+fn standby_behind(start: &Start, flush: Lsn) -> Error {
+    Error::new(
+        Kind::Transient,
+        format!(
+            "the standby has WAL up to {flush} only, and {} is wanted",
+            start.lsn
+        ),
+    )
+    .detail("A standby that was started gets again what it had not replayed.")
 }
 
 fn no_slot(name: &str) -> Error {

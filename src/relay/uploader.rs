@@ -12,7 +12,7 @@ use crate::archive::wal::{Expect, Put};
 use crate::disk;
 use crate::disk::os::OsDir;
 use crate::error::{Error, Kind, Result};
-use crate::pg::{Lsn, Segment, SystemId, TimelineId, WalName};
+use crate::pg::{Lsn, Segment, TimelineId, WalName};
 use crate::spool::queue::{Queue, Waiting};
 use crate::spool::{self, owner, partial_name};
 use crate::work::crew;
@@ -34,6 +34,9 @@ const FAILURE_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// How long a file that the archive will not take is left alone, while others go on.
 const STUCK_PAUSE: Duration = Duration::from_secs(60);
 
+/// A segment that is to be sent, and what it must say of itself.
+type Job = (Segment, Expect);
+
 /// A segment on its way, and what became of it.
 type Sent = (Segment, Result<Put>);
 
@@ -41,7 +44,7 @@ type Sent = (Segment, Result<Put>);
 struct Uploader<'a> {
     relay: &'a Relay<'a>,
     upload: &'a Upload<'a>,
-    jobs: Sender<Segment>,
+    jobs: Sender<Job>,
     results: Receiver<Sent>,
     /// The cluster that the archive was claimed for.
     cluster: Option<Identity>,
@@ -64,14 +67,14 @@ impl Relay<'_> {
         over: &Stop,
         stop: &Stop,
     ) -> Result<()> {
-        let (jobs, queue) = bounded::<Segment>(upload.threads);
+        let (jobs, queue) = bounded::<Job>(upload.threads);
         let (done, results) = bounded::<Sent>(upload.threads);
         crew::run(stop, |crew| {
             for n in 0..upload.threads {
                 let (queue, done) = (queue.clone(), done.clone());
                 crew.spawn(format!("upload-{n}"), move || {
-                    for segment in queue {
-                        let sent = self.put(upload, segment);
+                    for (segment, expect) in queue {
+                        let sent = self.put(upload, segment, expect);
                         if done.send((segment, sent)).is_err() {
                             break;
                         }
@@ -97,13 +100,8 @@ impl Relay<'_> {
         })
     }
 
-    fn put(&self, upload: &Upload<'_>, segment: Segment) -> Result<Put> {
+    fn put(&self, upload: &Upload<'_>, segment: Segment, expect: Expect) -> Result<Put> {
         let path = self.options.directory.join(segment.to_string());
-        let header = owner::header(&self.spool, &segment.to_string())?;
-        let expect = Expect {
-            system_id: header.map(|header| header.system_id),
-            segment_size: header.map(|header| header.segment_size),
-        };
         self.archive(upload)?
             .put_wal(WalName::Segment(segment), &path, expect, || Ok(()))
     }
@@ -138,6 +136,11 @@ impl Uploader<'_> {
             major: header.major.unwrap_or(0),
             segment_size: header.segment_size,
         })?;
+        // A file of another cluster that somebody put here is not sent under this one's name.
+        let expect = Expect {
+            system_id: Some(header.system_id),
+            segment_size: Some(header.segment_size),
+        };
         let mut queue = Queue::new(self.relay.open_spool()?, header.segment_size);
         self.stuck.retain(|_, since| since.elapsed() < STUCK_PAUSE);
         let waiting = queue.waiting()?;
@@ -156,7 +159,9 @@ impl Uploader<'_> {
                         under_way -= 1;
                         sent = self.take_one(&mut queue);
                     }
-                    self.jobs.send(segment).map_err(|_| workers_gone())?;
+                    self.jobs
+                        .send((segment, expect))
+                        .map_err(|_| workers_gone())?;
                     under_way += 1;
                 }
             }
@@ -167,7 +172,7 @@ impl Uploader<'_> {
         }
         queue.trim(self.upload.keep)?;
         sent?;
-        self.grow(header.system_id)
+        self.grow(expect)
     }
 
     /// Whether the archive will not take the history of this timeline.
@@ -226,15 +231,16 @@ impl Uploader<'_> {
     }
 
     /// Puts what is durable of the segment being written, if that is wanted, due and more than before.
-    fn grow(&mut self, system_id: SystemId) -> Result<()> {
+    fn grow(&mut self, expect: Expect) -> Result<()> {
         let Some(every) = self.upload.partial_every else {
             return Ok(());
         };
-        if self.looked.is_some_and(|at| at.elapsed() < every) {
+        let owed = self.relay.progress.owed_by_archive().is_some();
+        if !owed && self.looked.is_some_and(|at| at.elapsed() < every) {
             return Ok(());
         }
         self.looked = Some(Instant::now());
-        let Some((segment, size, durable)) = self.relay.growing() else {
+        let Some((segment, start, durable)) = self.relay.growing() else {
             return Ok(());
         };
         if self.grown == Some((segment, durable)) {
@@ -246,11 +252,7 @@ impl Uploader<'_> {
             Err(e) if e.kind() == Kind::Missing => return Ok(()),
             other => other?,
         };
-        let expect = Expect {
-            system_id: Some(system_id),
-            segment_size: Some(size),
-        };
-        let bytes = durable.0 - segment.start(size)?.0;
+        let bytes = durable.0 - start.0;
         let archive = self.archive()?;
         if archive.put_growing(segment, &file, bytes, expect)? != Grown::Complete {
             self.grown = Some((segment, durable));

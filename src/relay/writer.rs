@@ -49,11 +49,11 @@ impl<F: Fs> Writer<'_, F> {
                 Err(RecvTimeoutError::Disconnected) => break,
             };
             let before = self.segments.write_lsn();
-            let mut reply = first.is_none();
+            let (mut reply, mut asked) = (first.is_none(), false);
             let mut next = first;
             while let Some(item) = next.take() {
                 match item {
-                    Item::Reply => reply = true,
+                    Item::Reply => (reply, asked) = (true, true),
                     Item::Wal(batch) => {
                         if !self.write(batch)? {
                             return Ok(());
@@ -68,6 +68,11 @@ impl<F: Fs> Writer<'_, F> {
             if self.rules.synchronous || reply {
                 self.flush()?;
                 self.report();
+            }
+            if asked {
+                self.progress.want_archived();
+                // Full: it will look anyway.
+                let _ = self.sealed.try_send(());
             }
         }
         self.flush()?;

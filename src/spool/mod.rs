@@ -92,11 +92,15 @@ fn done_name(segment: Segment) -> String {
 /// again; other bytes under this name are `Kind::Mismatch`: two servers made this timeline.
 pub fn store_history<F: Fs>(fs: &F, timeline: TimelineId, text: &[u8]) -> Result<()> {
     let name = timeline.history_name();
-    let file = NewFile::create_in(fs, Path::new(&name))?;
-    file.write_all_at(0, text)?;
-    match file.publish(Publish::Absent) {
-        Err(e) if e.kind() == Kind::Exists => {}
-        other => return other,
+    let names = fs.list().map_err(|e| failed("list", "names", e))?;
+    // One that is there needs no room.
+    if !names.iter().any(|there| there == name.as_str()) {
+        let file = NewFile::create_in(fs, Path::new(&name))?;
+        file.write_all_at(0, text)?;
+        match file.publish(Publish::Absent) {
+            Err(e) if e.kind() == Kind::Exists => {}
+            other => return other,
+        }
     }
     if read_history(fs, timeline)? != text {
         return Err(Error::new(
@@ -144,7 +148,24 @@ fn failed(verb: &str, name: &str, cause: io::Error) -> Error {
 mod tests {
     use super::*;
     use crate::disk::os::OsDir;
-    use crate::disk::sim::SimFs;
+    use crate::disk::sim::{SimFs, Weather};
+
+    #[test]
+    fn a_history_that_is_there_needs_no_room() {
+        let fs = SimFs::default();
+        let store = |text: &[u8]| store_history(&fs, TimelineId(2), text);
+        store(b"1\t0/4800\tx\n").unwrap();
+        let full = Weather {
+            full: 100,
+            ..Weather::default()
+        };
+        fs.set_weather(full, 1);
+        store(b"1\t0/4800\tx\n").unwrap();
+        let other = store(b"1\t0/5000\tx\n").unwrap_err();
+        assert_eq!(other.kind(), Kind::Mismatch);
+        let more = store_history(&fs, TimelineId(3), b"2\t0/6000\tx\n");
+        assert_eq!(more.unwrap_err().kind(), Kind::Full);
+    }
 
     #[test]
     fn names_are_told_apart() {

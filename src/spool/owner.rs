@@ -1,11 +1,11 @@
 //! Whose WAL lies in the spool, and how much: read from the segments themselves, so that no file can say otherwise.
 
-use super::resume::look;
+use super::resume::{Contents, look};
 use super::{failed, partial_name};
 use crate::disk::{Fs, FsFile};
 use crate::error::{Error, Kind, Result};
 use crate::pg::wal_header::{HEADER_BYTES, SegmentHeader};
-use crate::pg::{SegmentSize, SystemId};
+use crate::pg::{Segment, SegmentSize, SystemId};
 use std::io;
 
 /// How much there is.
@@ -39,18 +39,7 @@ pub fn header<F: Fs>(fs: &F, name: &str) -> Result<Option<SegmentHeader>> {
 
 /// The header of some segment; `None` while the spool holds no WAL.
 pub fn any_header<F: Fs>(fs: &F) -> Result<Option<SegmentHeader>> {
-    let contents = look(fs)?;
-    let whole = contents
-        .whole
-        .iter()
-        .rev()
-        .map(|segment| segment.to_string());
-    let partial = contents
-        .partial
-        .iter()
-        .rev()
-        .map(|segment| partial_name(*segment));
-    for name in whole.chain(partial) {
+    for name in names(&look(fs)?) {
         if let Some(header) = header(fs, &name)? {
             return Ok(Some(header));
         }
@@ -58,25 +47,37 @@ pub fn any_header<F: Fs>(fs: &F) -> Result<Option<SegmentHeader>> {
     Ok(None)
 }
 
-/// `Kind::Mismatch` with both, if the spool's WAL is of another cluster than the server.
+/// `Kind::Mismatch` with both, if any WAL in the spool is of another cluster than the server.
 pub fn refuse_stranger<F: Fs>(fs: &F, server: SystemId, size: SegmentSize) -> Result<()> {
-    let Some(header) = any_header(fs)? else {
-        return Ok(());
-    };
-    if header.system_id == server && header.segment_size == size {
-        return Ok(());
+    for name in names(&look(fs)?) {
+        if let Some(header) = header(fs, &name)?
+            && (header.system_id != server || header.segment_size != size)
+        {
+            return Err(stranger(&name, &header, server, size));
+        }
     }
-    Err(Error::new(
+    Ok(())
+}
+
+/// The files with WAL, the newest whole one first.
+fn names(contents: &Contents) -> impl Iterator<Item = String> {
+    let whole = contents.whole.iter().rev().map(Segment::to_string);
+    let partial = contents.partial.iter().rev();
+    whole.chain(partial.map(|segment| partial_name(*segment)))
+}
+
+fn stranger(name: &str, header: &SegmentHeader, server: SystemId, size: SegmentSize) -> Error {
+    Error::new(
         Kind::Mismatch,
         "the spool directory holds WAL of another cluster",
     )
     .detail(format!(
-        "Its system identifier is {}, its segments have {} bytes; the server's are {server} and {}.",
+        "The system identifier of {name} is {}, its segments have {} bytes; the server's are {server} and {}.",
         header.system_id,
         header.segment_size.bytes(),
         size.bytes()
     ))
-    .hint("Give each cluster a spool directory of its own, or connect to the right server."))
+    .hint("Give each cluster a spool directory of its own, or connect to the right server.")
 }
 
 /// Counts.
@@ -133,7 +134,11 @@ mod tests {
         let other_size = SegmentSize::DEFAULT;
         assert!(refuse_stranger(&fs, SystemId(7), other_size).is_err());
 
+        write(dir.path(), "000000010000000000000001", 8);
+        let detail = refused(7).unwrap_err().full_detail().unwrap();
+        assert!(detail.contains("000000010000000000000001 is 8"), "{detail}");
         write(dir.path(), "000000010000000000000001", 7);
+        refused(7).unwrap();
         std::fs::write(dir.path().join("000000010000000000000000"), "").unwrap();
         std::fs::write(dir.path().join("000000010000000000000000.done"), "").unwrap();
         let used = usage(&fs, size).unwrap();

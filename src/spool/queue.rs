@@ -193,6 +193,16 @@ impl Archived {
         self.next.start(self.size)
     }
 
+    /// The segment of `timeline` that is durable up to `durable`, if what it has says more than the archive. All before
+    /// it must be archived, and a timeline that began in it must have come beyond its beginning: recovery asks for its
+    /// file before the parent's, which has more.
+    pub fn growing(&self, timeline: TimelineId, durable: Lsn) -> Option<Segment> {
+        let number = SegmentNo::holding(durable, self.size);
+        let began = self.path.ranges().find(|(t, ..)| *t == timeline)?.1;
+        let grows = self.next == number && durable > number.start(self.size).max(began);
+        grows.then(|| Segment::new(timeline, number, self.size))
+    }
+
     /// Notes that the archive acknowledged a segment.
     pub fn acknowledged(&mut self, segment: Segment) {
         self.ahead.insert(segment);
@@ -343,6 +353,34 @@ mod tests {
             archived.acknowledged(segment(1, done));
             assert_eq!(archived.lsn(), Lsn(reached * 0x1000), "after {done}");
         }
+    }
+
+    #[test]
+    fn a_segment_grows_behind_all_others_and_beyond_its_timelines_beginning() {
+        let path = TimelineHistory {
+            timeline: TimelineId(2),
+            ancestors: vec![Ancestor {
+                timeline: TimelineId(1),
+                end: Lsn(0x4800),
+            }],
+        };
+        let mut archived = archived_from(&Contents::default(), path, 4);
+        let cases = [
+            (1, 0x4000, None),
+            (1, 0x4400, Some(segment(1, 4))),
+            (2, 0x4400, None), // the parent's file has more
+            (2, 0x4800, None),
+            (2, 0x4801, Some(segment(2, 4))),
+            (2, 0x5400, None), // 4 is not archived
+            (3, 0x4900, None),
+        ];
+        for (timeline, durable, grows) in cases {
+            let found = archived.growing(TimelineId(timeline), Lsn(durable));
+            assert_eq!(found, grows, "{timeline} up to {durable:X}");
+        }
+        archived.acknowledged(segment(2, 4));
+        let next = archived.growing(TimelineId(2), Lsn(0x5400));
+        assert_eq!(next, Some(segment(2, 5)));
     }
 
     #[test]

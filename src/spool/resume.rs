@@ -26,6 +26,13 @@ pub struct Contents {
     pub done: BTreeSet<Segment>,
 }
 
+impl Contents {
+    /// Whether there is nothing that tells how far anybody was.
+    pub fn is_empty(&self) -> bool {
+        self.whole.is_empty() && self.partial.is_empty() && self.done.is_empty()
+    }
+}
+
 /// Where to start streaming.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Start {

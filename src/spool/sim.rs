@@ -1231,7 +1231,7 @@ const BUGS: [(Bug, By, &str); 22] = [
     (Bug::ReportWriteAsFlush, By::Script(PLAIN), "W2"),
     (Bug::ArchivedUpToTheNewest, By::Seed, "W2"),
     (Bug::AllocationNotSynced, By::Script(PLAIN), "W6"),
-    (Bug::FullDiskPassedOver, By::Seed, "No space left"),
+    (Bug::FullDiskPassedOver, By::Seed, "W6"),
     (Bug::TimelineBeginsEmpty, By::Script(SWITCH), "W2"),
     (Bug::NamedBeforeSwitchIsReached, By::Script(SWITCH_IN_ARCHIVED), "W2"),
     (Bug::HistoryStoredLate, By::Script(SWITCH), "W5"),
