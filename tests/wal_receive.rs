@@ -374,7 +374,8 @@ fn matrix_timelines_are_followed_in_mid_segment_and_on_its_border() {
         standby.execute("select pg_create_physical_replication_slot('spool', true)");
         let receiver = Receiver::new(&scratch, "spool");
         let command = receiver.command(archive.seawall(), &standby);
-        let running = command.args(["--keep-local", "always"]).spawn();
+        let words = ["--keep-local", "always", "--partial-every", "100ms"];
+        let running = command.args(words).spawn();
         write_wal(&primary, 2);
         if !on_border {
             primary.execute("create table half as select 1");
@@ -395,6 +396,15 @@ fn matrix_timelines_are_followed_in_mid_segment_and_on_its_border() {
         assert!(archive.get("wal_005/00000002.history.zst").is_some());
         assert!(receiver.has("00000002.history"));
         assert!(compare_with_server(&receiver.spool, &standby) >= 2);
+        // What grew of the old timeline is in the whole segments of the new one.
+        wait_for(
+            PATIENCE,
+            "the last growing segment to be the present one",
+            || {
+                let keys = archive.keys("wal_005/00000001");
+                !keys.iter().any(|key| key.contains(".growing"))
+            },
+        );
         // The run of segments has no hole along the path.
         running.terminate();
         let again = receiver.command(archive.seawall(), &standby).spawn();

@@ -204,9 +204,11 @@ impl Uploader<'_> {
             Put::AlreadyThere => log::info!("{segment} is archived already, with the same bytes"),
         }
         self.relay.acknowledge_archived(segment);
-        if let Some((grown, _)) = self.grown.take_if(|(grown, _)| *grown == segment) {
-            self.looked = None;
-            self.forget_grown(grown);
+        if self.upload.partial_every.is_some() {
+            if self.grown.take_if(|(grown, _)| *grown == segment).is_some() {
+                self.looked = None;
+            }
+            self.remove_growing(segment);
         }
         Ok(())
     }
@@ -261,14 +263,19 @@ impl Uploader<'_> {
         Ok(())
     }
 
-    /// The complete segment is archived: the growing one has served.
-    fn forget_grown(&self, segment: Segment) {
-        let size = self.cluster.as_ref().map(|cluster| cluster.segment_size);
-        if let Some(size) = size
-            && let Err(e) = self
-                .archive()
-                .and_then(|archive| archive.remove_growing(segment, size))
-        {
+    /// A whole segment is archived: what grew of it has served, in an earlier life and on timelines before it too.
+    fn remove_growing(&self, whole: Segment) {
+        let remove = || -> Result<()> {
+            let archive = self.archive()?;
+            if let (Some(archived), Some(cluster)) = (self.relay.archived(), &self.cluster) {
+                for segment in archived.held_by(whole)? {
+                    archive.remove_growing(segment, cluster.segment_size)?;
+                }
+            }
+            Ok(())
+        };
+        // It does no harm, and the next segment's archiving is worth more.
+        if let Err(e) = remove() {
             log::debug!("{}", e.one_line());
         }
     }

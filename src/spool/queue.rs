@@ -203,6 +203,17 @@ impl Archived {
         grows.then(|| Segment::new(timeline, number, self.size))
     }
 
+    /// The segments of which a whole one holds everything: itself, and those of the timelines that were left in it.
+    pub fn held_by(&self, whole: Segment) -> Result<Vec<Segment>> {
+        let number = whole.number(self.size)?;
+        let (start, end) = (number.start(self.size), number.next().start(self.size));
+        let here = |(timeline, from, to): (TimelineId, Lsn, Lsn)| {
+            (from < end && start < to && timeline < whole.timeline)
+                .then(|| Segment::new(timeline, number, self.size))
+        };
+        Ok(self.path.ranges().filter_map(here).chain([whole]).collect())
+    }
+
     /// Notes that the archive acknowledged a segment.
     pub fn acknowledged(&mut self, segment: Segment) {
         self.ahead.insert(segment);
@@ -378,6 +389,10 @@ mod tests {
             let found = archived.growing(TimelineId(timeline), Lsn(durable));
             assert_eq!(found, grows, "{timeline} up to {durable:X}");
         }
+        let held = |timeline, number| archived.held_by(segment(timeline, number)).unwrap();
+        assert_eq!(held(2, 4), [segment(1, 4), segment(2, 4)]);
+        assert_eq!(held(1, 4), [segment(1, 4)]);
+        assert_eq!(held(2, 5), [segment(2, 5)]);
         archived.acknowledged(segment(2, 4));
         let next = archived.growing(TimelineId(2), Lsn(0x5400));
         assert_eq!(next, Some(segment(2, 5)));
