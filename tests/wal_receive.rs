@@ -836,14 +836,17 @@ fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
     // Logins that are refused, as the server says it, and what is needed.
     as_role("standby", "wrong")
         .run()
-        .expect(7, &["password authentication failed", "\"standby\""])
+        .expect(
+            7,
+            &["password authentication failed", "\"standby\"", "~/.pgpass"],
+        )
         .without(&["wrong"]);
     as_role("clerk", "right")
         .run()
         .expect(7, &["replication role", "ALTER ROLE", "REPLICATION"]);
     as_role("stranger", "right")
         .run()
-        .expect(7, &["pg_hba.conf", "stranger"]);
+        .expect(7, &["pg_hba.conf needs a line", "stranger"]);
 
     // Who wants to be asked for the password needs a terminal.
     as_role("standby", "wrong")

@@ -371,10 +371,14 @@ impl Server<'_> {
 impl Connect for Server<'_> {
     fn replication(&self, stop: &Stop) -> Result<Conn> {
         self.connect(true, None, stop)
-            .map_err(|e: Error| match e.full_detail() {
-                Some(detail) if detail.contains("42501") => {
-                    e.hint("The role needs REPLICATION: ALTER ROLE role REPLICATION.")
-                }
+            .map_err(|e: Error| match e.sqlstate() {
+                Some("42501") => e.hint("The role needs REPLICATION: ALTER ROLE role REPLICATION."),
+                Some("28000") => e.hint(
+                    "pg_hba.conf needs a line for the database \"replication\", this role and this host.",
+                ),
+                Some("28P01") => e.hint(
+                    "Set PGPASSWORD, or put the password into ~/.pgpass, with * or \"replication\" as the database.",
+                ),
                 _ => e,
             })
     }
