@@ -73,6 +73,14 @@ impl Relay<'_> {
             start.lsn,
             start.why
         );
+        if self
+            .options
+            .end_position
+            .is_some_and(|last| start.lsn > last)
+        {
+            log::info!("the end position was reached before");
+            return Ok(Outcome::Done);
+        }
         let spool = self.open_spool()?;
         let mut writer = SegmentWriter::begin(spool, size, start.timeline, start.lsn)?;
         loop {
