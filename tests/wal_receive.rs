@@ -547,6 +547,13 @@ fn a_gap_is_named_and_accepted_only_by_word() {
         let refused = command.args(["--accept-gap", &beyond]).run();
         refused.expect(2, &["would give up WAL that the server still has", &kept]);
     }
+    // Nor is half of a gap accepted, which would leave a mark that helps nobody.
+    let number = |name: &str| u64::from_str_radix(&name[16..], 16).expect("a segment's name");
+    let within = format!("0/{:X}", (number(&first) + 2) << 20);
+    for command in [command(), fresh()] {
+        let refused = command.args(["--accept-gap", &within]).run();
+        refused.expect(2, &["leaves WAL missing", &kept]);
+    }
     assert!(archive.keys("gaps/").is_empty());
 
     // Told so, it goes on, and the archive knows what is missing.
@@ -569,6 +576,26 @@ fn a_gap_is_named_and_accepted_only_by_word() {
         archive.get(&key(&last)).is_some()
     });
     running.terminate();
+
+    // Behind it a second one is found and marked where it begins, also by one that has nothing.
+    server.execute("select pg_drop_replication_slot('spool')");
+    write_wal(&server, 3);
+    server.execute("checkpoint");
+    server.execute("select pg_create_physical_replication_slot('spool', true)");
+    let restart = server.value("select restart_lsn::text from pg_replication_slots");
+    let reached = format!("0/{:X}", (number(&last) + 1) << 20);
+    let newer = Receiver::new(&scratch, "newer");
+    let newer = || newer.command(archive.seawall(), &server);
+    let refused = newer().run();
+    refused.expect(10, &[&format!("reach up to {reached}"), &restart]);
+    let running = newer().args(["--accept-gap", &restart]).spawn();
+    wait_for(PATIENCE, "the second mark", || {
+        archive.keys("gaps/").len() == 2
+    });
+    running.terminate();
+    let begins = format!("_{:016X}_", (number(&last) + 1) << 20);
+    let gaps = archive.keys("gaps/");
+    assert!(gaps.iter().any(|key| key.contains(&begins)), "{gaps:?}");
 }
 
 #[test]
@@ -924,6 +951,18 @@ fn what_only_a_human_can_mend_ends_it_and_says_what_to_do() {
     fs::rename(&odd, receiver.spool.join(format!("{name}.gz"))).expect("renamed");
     receiver.plain(&server).run().expect(3, &[".gz"]);
     fs::remove_file(receiver.spool.join(format!("{name}.gz"))).expect("removed");
+    // A server's own WAL is not what was received: it would go once it is archived.
+    let copied = scratch.dir("pg_wal/archive_status");
+    for directory in [
+        server.data().to_path_buf(),
+        server.data().join("pg_wal"),
+        copied.parent().expect("pg_wal").to_path_buf(),
+    ] {
+        let receive = Seawall::new(&scratch).envs(server.client_env());
+        let receive = receive.args(["wal-receive", "--directory"]).arg(&directory);
+        receive.run().expect(3, &["belongs to a server"]);
+        assert!(!directory.join("seawall.lock").exists());
+    }
     let nowhere = Seawall::new(&scratch).envs(server.client_env());
     let nowhere = nowhere.args(["wal-receive", "--directory"]);
     nowhere

@@ -352,20 +352,19 @@ fn refuse_filled(root: &Path) -> Result<()> {
 /// Inside the data directory of a server a copy would be backed up with it, and in the way of pg_rewind.
 fn refuse_inside_cluster(root: &Path) -> Result<()> {
     let resolved = resolved(root)?;
-    for above in resolved.ancestors().skip(1) {
-        if let Ok(Some(_)) = disk::lstat(&above.join("global/pg_control")) {
-            return Err(Error::new(
-                Kind::Refused,
-                format!(
-                    "\"{}\" lies inside the data directory \"{}\"",
-                    root.display(),
-                    above.display()
-                ),
-            )
-            .hint("Give a place outside of any server's directory."));
-        }
-    }
-    Ok(())
+    let around = resolved.parent().and_then(tree::data_directory_around);
+    let Some(around) = around else {
+        return Ok(());
+    };
+    Err(Error::new(
+        Kind::Refused,
+        format!(
+            "\"{}\" lies inside the data directory \"{}\"",
+            root.display(),
+            around.display()
+        ),
+    )
+    .hint("Give a place outside of any server's directory."))
 }
 
 /// Where a path leads when links are followed, although its end may not be there yet.

@@ -99,7 +99,7 @@ const EXITS: &[(Kind, &str)] = &[
     ),
     (
         Kind::Corrupt,
-        "Stored bytes are damaged, or a file to be archived is not what its name says.",
+        "Stored bytes are damaged, or a file to be archived is no WAL.",
     ),
     (Kind::Denied, "Credentials or permissions were refused."),
     (
@@ -287,9 +287,13 @@ fn option(arg: &Arg) -> String {
     names.extend(aliases.iter().map(|l| bold(&format!("--{l}"))));
     let mut head = names.join(", ");
     if arg.get_action().takes_values() {
-        head = format!("{head} {}", italic(&value_name(arg)))
-            .trim()
-            .to_string();
+        let value = italic(&value_name(arg));
+        // With a blank an optional value would be the next argument.
+        let optional = arg.get_num_args().is_some_and(|n| n.min_values() == 0);
+        head = match optional {
+            true => format!("{head}[={value}]"),
+            false => format!("{head} {value}").trim().to_string(),
+        };
     }
     let help = arg.get_long_help().or(arg.get_help());
     let mut help = help.map(|h| h.to_string()).unwrap_or_default();

@@ -109,7 +109,8 @@ fn name_of(path: &Path) -> Result<WalName> {
 /// too. Where that directory is not, as in the one of a WAL receiver, names alone tell.
 fn refuse_unfinished(path: &Path, name: WalName) -> Result<()> {
     let notes = disk::parent_of(path).join("archive_status");
-    if !matches!(name, WalName::Segment(_)) || disk::stat(&notes)?.is_none() {
+    let there = disk::stat(&notes)?.is_some() && disk::stat(path)?.is_some();
+    if !matches!(name, WalName::Segment(_)) || !there {
         return Ok(());
     }
     for note in ["ready", "done"] {

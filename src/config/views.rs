@@ -332,20 +332,18 @@ fn state_name(prefix: &Prefix, endpoint: &str) -> String {
 
 /// A state directory inside a data directory would be backed up, restored and deleted with it.
 fn refuse_inside_cluster(dir: &Path) -> Result<()> {
-    for above in dir.ancestors() {
-        if disk::stat(&above.join("PG_VERSION"))?.is_some() {
-            return Err(Error::new(
-                Kind::Config,
-                format!(
-                    "the state directory \"{}\" is inside a data directory",
-                    dir.display()
-                ),
-            )
-            .detail(format!("\"{}\" belongs to PostgreSQL.", above.display()))
-            .hint("Set SEAWALL_STATE_DIR to a directory outside."));
-        }
-    }
-    Ok(())
+    let Some(around) = disk::tree::data_directory_around(dir) else {
+        return Ok(());
+    };
+    Err(Error::new(
+        Kind::Config,
+        format!(
+            "the state directory \"{}\" is inside a data directory",
+            dir.display()
+        ),
+    )
+    .detail(format!("\"{}\" belongs to PostgreSQL.", around.display()))
+    .hint("Set SEAWALL_STATE_DIR to a directory outside."))
 }
 
 /// A file with its permissions, for password files; `None` if it is not there.

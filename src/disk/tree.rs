@@ -82,6 +82,13 @@ fn at(bytes: &[u8], place: u64) -> &[u8] {
     &bytes[from..from + (place & 0xFFFF) as usize]
 }
 
+/// The data directory of PostgreSQL that `path`, without links, is or lies in: what belongs to others would be backed up,
+/// restored and removed with it. What cannot be looked at is none.
+pub fn data_directory_around(path: &Path) -> Option<&Path> {
+    path.ancestors()
+        .find(|above| matches!(lstat(&above.join("PG_VERSION")), Ok(Some(_))))
+}
+
 /// Whether a directory has no entry at all.
 pub fn is_empty_dir(path: &Path) -> Result<bool> {
     let mut names = std::fs::read_dir(path).map_err(|e| failed("list", path, e))?;

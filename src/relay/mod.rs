@@ -28,6 +28,7 @@ use crate::disk;
 use crate::disk::durable;
 use crate::disk::lock::Lock;
 use crate::disk::os::OsDir;
+use crate::disk::tree;
 use crate::error::{Error, Kind, Result};
 use crate::limits::{RECONNECT_PAUSE_FIRST, RECONNECT_PAUSE_MAX};
 use crate::pg::{Lsn, Segment, SegmentNo, SegmentSize, TimelineId};
@@ -150,6 +151,7 @@ struct Course {
 
 /// Receives until it is told to stop, the end position is reached or nobody knows any more what is on the disk.
 pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<()> {
+    refuse_unfit(&options.directory)?;
     let _lock = lock(options)?;
     make_ready(&options.directory)?;
     let relay = Relay {
@@ -204,6 +206,12 @@ pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<
 /// One seawall per directory.
 fn lock(options: &Options<'_>) -> Result<Lock> {
     let directory = &options.directory;
+    Lock::try_acquire(&directory.join("seawall.lock"))
+}
+
+/// A directory that is there and is no server's: its WAL would be taken for what was received, and removed once it is
+/// archived.
+fn refuse_unfit(directory: &Path) -> Result<()> {
     if disk::stat(directory)?.is_none() {
         return Err(Error::new(
             Kind::Missing,
@@ -211,7 +219,25 @@ fn lock(options: &Options<'_>) -> Result<Lock> {
         )
         .hint("Make it, on a file system that survives this host's crash, for the user that runs wal-receive."));
     }
-    Lock::try_acquire(&directory.join("seawall.lock"))
+    let resolved = disk::canonical(directory)?;
+    let is_pg_wal = disk::stat(&resolved.join("archive_status"))?.is_some();
+    let around = tree::data_directory_around(&resolved);
+    if around.is_none() && !is_pg_wal {
+        return Ok(());
+    }
+    let whose = around.unwrap_or(&resolved);
+    Err(Error::new(
+        Kind::Refused,
+        format!(
+            "the directory \"{}\" belongs to a server",
+            directory.display()
+        ),
+    )
+    .detail(format!(
+        "\"{}\" is a data directory, or the place of its WAL.",
+        whose.display()
+    ))
+    .hint("Give a directory of its own: what is archived is removed from there."))
 }
 
 /// Removes what a killed one left half-written, nobody else writes here while we have the lock, and sees whether

@@ -239,6 +239,13 @@ impl Relay<'_> {
                     held.extend(segments_between(path, size, gap.start, gap.end));
                 }
             }
+            if back {
+                keep_newest_before(
+                    &mut held,
+                    SegmentNo::holding(from.unwrap_or(Lsn(0)), size),
+                    size,
+                )?;
+            }
             Ok(held)
         })
     }
@@ -273,17 +280,20 @@ impl Relay<'_> {
             return Ok(());
         }
         if let Some(kept) = restart
-            && SegmentNo::holding(kept, size).start(size) < end
+            && SegmentNo::holding(kept, size).start(size) != end
         {
-            return Err(Error::new(
-                Kind::Usage,
-                format!("--accept-gap {lsn} would give up WAL that the server still has"),
-            )
-            .detail(format!(
-                "The slot keeps it from {kept} on; the spool and the archive reach up to {}.",
-                reached.lsn
-            ))
-            .hint(format!("Say --accept-gap {kept}, or leave it out.")));
+            let what = match kept < end {
+                true => "would give up WAL that the server still has",
+                false => "leaves WAL missing",
+            };
+            return Err(
+                Error::new(Kind::Usage, format!("--accept-gap {lsn} {what}"))
+                    .detail(format!(
+                        "The slot keeps it from {kept} on; the spool and the archive reach up to {}.",
+                        reached.lsn
+                    ))
+                    .hint(format!("Say --accept-gap {kept}, or leave it out.")),
+            );
         }
         log::warn!(
             "WAL from {} to {end} is given up, as --accept-gap says; take a base backup",
@@ -409,6 +419,24 @@ impl Relay<'_> {
         // What cannot be counted is not too much.
         self.spool_status().bytes < most
     }
+}
+
+/// Of those before `first`, the newest alone tells how far anybody was.
+fn keep_newest_before(
+    held: &mut BTreeSet<Segment>,
+    first: SegmentNo,
+    size: SegmentSize,
+) -> Result<()> {
+    let mut newest: Option<(SegmentNo, Segment)> = None;
+    for segment in held.iter() {
+        let number = segment.number(size)?;
+        if number < first {
+            newest = newest.max(Some((number, *segment)));
+        }
+    }
+    held.retain(|segment| segment.number(size).is_ok_and(|number| number >= first));
+    held.extend(newest.map(|(_, segment)| segment));
+    Ok(())
 }
 
 /// The segments of a path from the one that holds `from` up to the one that begins at `to`, exclusively.

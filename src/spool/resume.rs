@@ -352,7 +352,7 @@ fn gap(reached: Lsn, restart: Lsn) -> Error {
         "The spool and the archive reach up to {reached}; the slot keeps WAL from {restart} on only."
     ))
     .hint(format!(
-        "Take a new base backup, and start with --accept-gap {restart}: recovery cannot cross what is missing."
+        "Start with --accept-gap {restart}, and take a new base backup then: recovery cannot cross what is missing."
     ))
 }
 

@@ -185,11 +185,14 @@ impl Archive {
         if !seen.any {
             self.prove_wal_present().map_err(of_another)?;
         }
-        Ok(Fetched::Absent(format!(
-            "{name} is not in archive {}, and nothing beyond it on timeline {}",
-            self.store.location(),
-            name.timeline()
-        )))
+        let mut text = format!("{name} is not in archive {}", self.store.location());
+        if !matches!(name, WalName::History(_)) {
+            text.push_str(&format!(
+                ", and nothing beyond it on timeline {}",
+                name.timeline()
+            ));
+        }
+        Ok(Fetched::Absent(text))
     }
 
     /// One LIST from just before the name to what follows it: on its timeline, or the next one.
