@@ -454,9 +454,12 @@ fn padded(index: usize, bytes: usize) -> Vec<u8> {
 
 /// A `.growing` object as the manual describes it.
 fn growing(index: usize, bytes: &[u8]) -> Vec<u8> {
+    growing_of(&segment(index).name, bytes)
+}
+
+fn growing_of(name: &str, bytes: &[u8]) -> Vec<u8> {
     let facts = format!(
-        "{{\"format\":1,\"segment\":\"{}\",\"length\":{},\"system_identifier\":\"{}\",\"sha256\":\"{}\"}}",
-        segment(index).name,
+        "{{\"format\":1,\"segment\":\"{name}\",\"length\":{},\"system_identifier\":\"{}\",\"sha256\":\"{}\"}}",
         bytes.len(),
         Wal::shared().system_id,
         sha256(bytes)
@@ -469,6 +472,17 @@ fn growing(index: usize, bytes: &[u8]) -> Vec<u8> {
         &zstd(bytes),
     ]
     .concat()
+}
+
+/// The segment as a later timeline names it.
+fn on_timeline(timeline: u32, index: usize) -> String {
+    format!("{timeline:08X}{}", &segment(index).name[8..])
+}
+
+/// The position so many bytes into the segment.
+fn position(index: usize, bytes: u32) -> String {
+    let number = u32::from_str_radix(&segment(index).name[16..], 16).expect("digits");
+    format!("0/{:X}", (number << 20) + bytes)
 }
 
 #[track_caller]
@@ -743,5 +757,66 @@ fn memory_does_not_grow_with_the_segment() {
         assert_eq!(fs::metadata(&dest).expect("delivered").len(), 64 << 20);
         let peak = outcome.peak_rss_kib.expect("measured");
         assert!(peak < 40 << 10, "{peak} KiB");
+    }
+}
+
+/// The old primary went on after its standby was promoted, and its archiver too.
+#[test]
+fn a_complete_archived_segment_is_cut_where_its_timeline_was_left() {
+    let host = Host::new();
+    let archive = host.archive(&[0, 1, 2]);
+    let history = format!("1\t{}\tx\n", position(1, 40_000));
+    let whole = |options: &[&str], index: usize| {
+        gives(
+            host.fetch(&archive, options, &segment(index).name),
+            &segment(index).bytes,
+        );
+    };
+    let asked: [&[&str]; 3] = [SPOOL, &["--partial"], &["--partial", "--spool", "DIR"]];
+    for options in asked {
+        whole(options, 1);
+    }
+    // Also when the receiver has the history and the archive does not yet.
+    host.put("00000002.history", history.as_bytes());
+    gives(
+        host.fetch(&archive, SPOOL, &segment(1).name),
+        &padded(1, 40_000),
+    );
+    whole(&["--partial"], 1);
+    fs::remove_file(host.spool.join("00000002.history")).expect("a file");
+    archive.put("wal_005/00000002.history.zst", &zstd(history.as_bytes()));
+    for options in asked {
+        println!("{options:?}");
+        let fetch = |index: usize| host.fetch(&archive, options, &segment(index).name);
+        whole(options, 0);
+        let outcome = gives(fetch(1), &padded(1, 40_000));
+        outcome.expect(0, &["timeline 2 left timeline 1", "--timeline 1 delivers"]);
+        fetch(2).run().expect(1, &["--timeline 1 delivers it"]);
+        // A standby could archive it as complete.
+        let standby = host.scratch.dir(format!("data-{}", unique()));
+        host.scratch.file(standby.join("standby.signal"), "");
+        let outcome = fetch(1).cwd(standby).run();
+        outcome.expect(1, &["counts as absent"]);
+        for (target, delivered) in [("1", true), ("2", false)] {
+            let options = [options, &["--timeline", target]].concat();
+            match delivered {
+                true => [1, 2].map(|index| whole(&options, index)),
+                false => {
+                    let fetch = host.fetch(&archive, &options, &segment(1).name);
+                    gives(fetch, &padded(1, 40_000));
+                    [(); 2]
+                }
+            };
+        }
+    }
+    // PostgreSQL's own way, without any of it.
+    whole(&[], 1);
+    whole(&[], 2);
+    // Whoever follows the branch asks for this one, and not for its parent's.
+    let own = format!("wal_005/{}.zst", on_timeline(2, 1));
+    archive.put(&own, &zstd(&segment(1).bytes));
+    for options in asked {
+        whole(options, 1);
+        whole(options, 2);
     }
 }
