@@ -9,6 +9,10 @@
 //!   (`branches`). Of a complete segment in the archive that holds as long as no branch has its own in the place.
 //! * L5 A later segment of the timeline in the spool, or one growing in the archive, shows that this is not the end: a
 //!   hole.
+//! * L6 What a timeline's first segment lacks below the point where it began is its parent's, which has the same bytes
+//!   (`parents`).
+
+mod parents;
 
 use super::branches::{Leaving, leaving};
 use super::spool_dir::SpoolDir;
@@ -259,6 +263,7 @@ impl Search<'_> {
             );
             return Ok(None);
         }
+        let best = self.completed(segment, best)?;
         let held = best.found.held;
         self.say(
             segment,
