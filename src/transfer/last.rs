@@ -71,16 +71,24 @@ pub fn get_wal(
     sources: &Sources,
 ) -> Result<Delivery> {
     let asked = sources.spool.is_some() || sources.archived;
-    if let (WalName::Segment(segment), true) = (name, asked) {
-        let left = left_behind(archive, segment, out, expect, sources);
-        if let Some(delivery) = left.map_err(|e| sources.console(e, name))? {
-            return Ok(delivery);
-        }
+    let left = match name {
+        WalName::Segment(segment) if asked => left_behind(archive, segment, out, expect, sources),
+        _ => Ok(LeftBehind::No),
+    };
+    let left = left.map_err(|e| sources.console(e, name))?;
+    if let LeftBehind::Answered(delivery) = left {
+        return Ok(delivery);
     }
     let mut counted = Counted { out, bytes: 0 };
     let answer = archive.get_wal(name, &mut counted, expect, on_hole);
     let untouched = counted.bytes == 0;
     let ended = match &answer {
+        Ok(Fetched::Delivered(_)) if matches!(left, LeftBehind::NotThere) => {
+            let what = format!("{name} was archived while it was looked for");
+            return Err(Error::new(Kind::Transient, what).detail(
+                "Another timeline left this one before its end, so it is not delivered whole.",
+            ));
+        }
         Ok(Fetched::Absent(_)) if asked => Ended::Absent,
         Err(e) if asked && untouched && e.kind() == Kind::Hole => Ended::Hole,
         _ => {
@@ -106,17 +114,26 @@ pub fn get_wal(
     found.map_or_else(|| answer.map(Delivery::archived), Ok)
 }
 
-/// L4 for a complete segment that is archived; `None` if none is, or no other timeline left this one at all. A spool
-/// that is not there is no reason to withhold what the archive has.
+/// What becomes of a complete archived segment by L4.
+enum LeftBehind {
+    /// No other timeline left this one before the segment's end.
+    No,
+    /// One may have, but the segment is not there.
+    NotThere,
+    /// That was the answer.
+    Answered(Delivery),
+}
+
+/// L4 for a complete segment that is archived. A spool that is not there is no reason to withhold what the archive has.
 fn left_behind(
     archive: &Archive,
     segment: Segment,
     out: &mut dyn Write,
     expect: Expect,
     sources: &Sources,
-) -> Result<Option<Delivery>> {
+) -> Result<LeftBehind> {
     if sources.timeline == Some(segment.timeline) {
-        return Ok(None);
+        return Ok(LeftBehind::No);
     }
     let spool = match sources.spool.as_deref().map(SpoolDir::read).transpose() {
         Err(e) if e.kind() == Kind::Unavailable => None,
@@ -132,17 +149,16 @@ fn left_behind(
         complete: None,
     };
     if !search.may_be_left(segment)? {
-        return Ok(None);
+        return Ok(LeftBehind::No);
     }
     search.complete = archive.segment_object(segment)?;
     if search.complete.is_none() {
-        return Ok(None);
+        return Ok(LeftBehind::NotThere);
     }
     let absent = || Fetched::Absent(format!("{segment} is archived, but counts as absent"));
     let delivery = search.segment(segment, out)?;
-    Ok(Some(
-        delivery.unwrap_or_else(|| Delivery::archived(absent())),
-    ))
+    let delivery = delivery.unwrap_or_else(|| Delivery::archived(absent()));
+    Ok(LeftBehind::Answered(delivery))
 }
 
 /// How the archive has answered.
