@@ -292,6 +292,7 @@ fn a_branch_that_was_left_does_not_come_back_unless_it_is_the_target() {
         }
     }
     beyond_the_switch_it_is_absent(&split);
+    up_to_the_fork_is_enough(&split);
     without_its_archive_nothing_ends(&split);
 }
 
@@ -315,6 +316,41 @@ fn beyond_the_switch_it_is_absent(split: &Split) {
         .run()
         .ok();
     assert_eq!(fs::metadata(&dest).expect("delivered").len(), 1 << 20);
+}
+
+/// A child's segment that was received just up to the fork needs nothing of its parent: the last record is whole, though
+/// it ends with zeros.
+fn up_to_the_fork_is_enough(split: &Split) {
+    let name = format!("00000002{}", &split.segment[8..]);
+    let archive = split.archive();
+    let history = archive.get("wal_005/00000002.history.zst");
+    let history = String::from_utf8(unzstd(&history.expect("archived"))).expect("text");
+    let fork = history.split(['/', '\t']).nth(2).expect("a position");
+    let fork = usize::from_str_radix(fork, 16).expect("digits") % (1 << 20);
+    let pg_wal = split.scratch.join("standby/pg_wal");
+    let mut bytes = fs::read(pg_wal.join(&name)).expect("a segment");
+    bytes[fork..].fill(0);
+    assert_eq!(bytes[fork - 1], 0);
+    let mut short = bytes.clone();
+    let last = bytes.iter().rposition(|byte| *byte != 0).expect("WAL");
+    short[last] = 0;
+
+    let spool = split.scratch.dir("of-the-child");
+    let fetch = |received: &[u8], options: &[&str]| {
+        split
+            .scratch
+            .file(spool.join(format!("{name}.partial")), received);
+        let fetch = archive.seawall().cwd(split.scratch.dir("nowhere"));
+        let fetch = fetch.args(["wal-fetch", "--spool"]).arg(&spool);
+        fetch.args(options).arg(&name).arg("-")
+    };
+    let by_hand = split.scratch.dir("a-recovery");
+    split.scratch.file(by_hand.join("recovery.signal"), "");
+    gives(fetch(&bytes, &[]).cwd(&by_hand), &bytes);
+    let outcome = fetch(&short, &[]).cwd(&by_hand).run();
+    outcome.expect(HOLE, &["not the end of WAL", "--partial"]);
+    // PostgreSQL archived what it had of the parent's.
+    gives(fetch(&short, &["--partial=force"]), &bytes);
 }
 
 /// The archive is asked first, also when the spool has it all.
@@ -454,9 +490,12 @@ fn padded(index: usize, bytes: usize) -> Vec<u8> {
 
 /// A `.growing` object as the manual describes it.
 fn growing(index: usize, bytes: &[u8]) -> Vec<u8> {
+    growing_of(&segment(index).name, bytes)
+}
+
+fn growing_of(name: &str, bytes: &[u8]) -> Vec<u8> {
     let facts = format!(
-        "{{\"format\":1,\"segment\":\"{}\",\"length\":{},\"system_identifier\":\"{}\",\"sha256\":\"{}\"}}",
-        segment(index).name,
+        "{{\"format\":1,\"segment\":\"{name}\",\"length\":{},\"system_identifier\":\"{}\",\"sha256\":\"{}\"}}",
         bytes.len(),
         Wal::shared().system_id,
         sha256(bytes)
@@ -469,6 +508,17 @@ fn growing(index: usize, bytes: &[u8]) -> Vec<u8> {
         &zstd(bytes),
     ]
     .concat()
+}
+
+/// The segment as a later timeline names it.
+fn on_timeline(timeline: u32, index: usize) -> String {
+    format!("{timeline:08X}{}", &segment(index).name[8..])
+}
+
+/// The position so many bytes into the segment.
+fn position(index: usize, bytes: u32) -> String {
+    let number = u32::from_str_radix(&segment(index).name[16..], 16).expect("digits");
+    format!("0/{:X}", (number << 20) + bytes)
 }
 
 #[track_caller]
@@ -744,4 +794,163 @@ fn memory_does_not_grow_with_the_segment() {
         let peak = outcome.peak_rss_kib.expect("measured");
         assert!(peak < 40 << 10, "{peak} KiB");
     }
+}
+
+/// The old primary went on after its standby was promoted, and its archiver too.
+#[test]
+fn a_complete_archived_segment_is_cut_where_its_timeline_was_left() {
+    let host = Host::new();
+    let archive = host.archive(&[0, 1, 2]);
+    let history = format!("1\t{}\tx\n", position(1, 40_000));
+    let whole = |options: &[&str], index: usize| {
+        gives(
+            host.fetch(&archive, options, &segment(index).name),
+            &segment(index).bytes,
+        );
+    };
+    let asked: [&[&str]; 3] = [SPOOL, &["--partial"], &["--partial", "--spool", "DIR"]];
+    for options in asked {
+        whole(options, 1);
+    }
+    // Also when the receiver has the history and the archive does not yet.
+    host.put("00000002.history", history.as_bytes());
+    gives(
+        host.fetch(&archive, SPOOL, &segment(1).name),
+        &padded(1, 40_000),
+    );
+    whole(&["--partial"], 1);
+    fs::remove_file(host.spool.join("00000002.history")).expect("a file");
+    archive.put("wal_005/00000002.history.zst", &zstd(history.as_bytes()));
+    for options in asked {
+        println!("{options:?}");
+        let fetch = |index: usize| host.fetch(&archive, options, &segment(index).name);
+        whole(options, 0);
+        let outcome = gives(fetch(1), &padded(1, 40_000));
+        outcome.expect(0, &["timeline 2 left timeline 1", "--timeline 1 delivers"]);
+        fetch(2).run().expect(1, &["--timeline 1 delivers it"]);
+        // A standby could archive it as complete.
+        let standby = host.scratch.dir(format!("data-{}", unique()));
+        host.scratch.file(standby.join("standby.signal"), "");
+        let outcome = fetch(1).cwd(standby).run();
+        outcome.expect(1, &["counts as absent"]);
+        for (target, delivered) in [("1", true), ("2", false)] {
+            let options = [options, &["--timeline", target]].concat();
+            match delivered {
+                true => [1, 2].map(|index| whole(&options, index)),
+                false => {
+                    let fetch = host.fetch(&archive, &options, &segment(1).name);
+                    gives(fetch, &padded(1, 40_000));
+                    [(); 2]
+                }
+            };
+        }
+    }
+    // PostgreSQL's own way, without any of it.
+    whole(&[], 1);
+    whole(&[], 2);
+    // Whoever follows the branch asks for this one, and not for its parent's.
+    let own = format!("wal_005/{}.zst", on_timeline(2, 1));
+    archive.put(&own, &zstd(&segment(1).bytes));
+    for options in asked {
+        whole(options, 1);
+        whole(options, 2);
+    }
+}
+
+/// The receiver of a promoted server died before it had sent what that server had from the old one.
+#[test]
+fn what_a_child_lacks_below_its_fork_comes_from_the_parent() {
+    let host = Host::new();
+    let archive = host.archive(&[0]);
+    let (parent, child) = (&segment(1).name, on_timeline(2, 1));
+    let bytes = &segment(1).bytes;
+    let history = format!("1\t{}\tx\n", position(1, 40_000));
+    archive.put("wal_005/00000002.history.zst", &zstd(history.as_bytes()));
+    let own = format!("wal_005/{child}.growing.zst");
+    let both: &[&str] = &["--partial", "--spool", "DIR"];
+    let fetch = |options: &[&str]| host.fetch(&archive, options, &child);
+    let is_missing = |options: &[&str]| {
+        let said = ["not the end of WAL", &position(1, 40_000)];
+        fetch(options).run().expect(HOLE, &said);
+    };
+    archive.put(&own, &growing_of(&child, &bytes[..20_000]));
+    is_missing(both);
+    let forced = fetch(&["--partial", "--on-hole", "absent"]);
+    gives(forced, &padded(1, 20_000));
+
+    let object = |ending: &str| format!("wal_005/{parent}{ending}");
+    for (ending, stored) in [
+        (".growing.zst", growing(1, &bytes[..40_000])),
+        (".growing.zst", growing(1, &bytes[..45_000])),
+        (".partial.zst", zstd(&padded(1, 45_000))),
+        (".zst", zstd(bytes)),
+    ] {
+        println!("{ending}");
+        archive.put(&object(ending), &stored);
+        gives(fetch(&["--partial"]), &padded(1, 40_000));
+        archive.delete(&object(ending));
+        is_missing(both);
+    }
+    // Not enough, or of another branch.
+    archive.put(&object(".growing.zst"), &growing(1, &bytes[..30_000]));
+    is_missing(both);
+    archive.delete(&object(".growing.zst"));
+    let mut other = bytes.clone();
+    other[10_000] ^= 1;
+    archive.put(&object(".zst"), &zstd(&other));
+    let outcome = fetch(&["--partial"]).run();
+    outcome.expect(205, &["before the fork", "\nhint: "]);
+    archive.delete(&object(".zst"));
+    for (name, there) in [
+        (parent.clone(), bytes.clone()),
+        (format!("{parent}.partial"), padded(1, 45_000)),
+    ] {
+        host.put(&name, &there);
+        gives(fetch(both), &padded(1, 40_000));
+        is_missing(&["--partial"]);
+        fs::remove_file(host.spool.join(&name)).expect("a file");
+    }
+    // The child's in the spool; and then it has come to the fork, and needs nobody.
+    archive.delete(&own);
+    archive.put(&object(".zst"), &zstd(bytes));
+    host.put(&format!("{child}.partial"), &padded(1, 20_000));
+    gives(fetch(SPOOL), &padded(1, 40_000));
+    archive.put(&object(".zst"), &zstd(&other));
+    host.put(&format!("{child}.partial"), &padded(1, 44_000));
+    gives(fetch(SPOOL), &padded(1, 44_000));
+}
+
+#[test]
+fn only_a_parent_that_was_left_at_the_fork_completes_it() {
+    let host = Host::new();
+    let archive = host.archive(&[0]);
+    let bytes = &segment(1).bytes;
+    let put_history = |timeline: u32, ends: &[(u32, u32)]| {
+        let line = |(of, at): &(u32, u32)| format!("{of}\t{}\tx\n", position(1, *at));
+        let text: String = ends.iter().map(line).collect();
+        let key = format!("wal_005/{timeline:08X}.history.zst");
+        archive.put(&key, &zstd(text.as_bytes()));
+    };
+    let put = |timeline: u32, length: usize| {
+        let name = on_timeline(timeline, 1);
+        let key = format!("wal_005/{name}.growing.zst");
+        archive.put(&key, &growing_of(&name, &bytes[..length]));
+    };
+    let fetch = |timeline| host.fetch(&archive, &["--partial"], &on_timeline(timeline, 1));
+    put_history(2, &[(1, 30_000)]);
+    put_history(3, &[(1, 30_000), (2, 40_000)]);
+    put(3, 20_000);
+    put(1, 45_000);
+    // Timeline 1 has other bytes from 30,000 on.
+    fetch(3).run().expect(HOLE, &["not the end of WAL"]);
+    put(2, 35_000);
+    fetch(3).run().expect(HOLE, &["not the end of WAL"]);
+    put(2, 40_000);
+    gives(fetch(3), &padded(1, 40_000));
+    // The one in the middle is asked for when the last one is not there.
+    put(2, 20_000);
+    gives(fetch(2), &padded(1, 30_000));
+    // Left where it began, it has nothing of its own.
+    put_history(3, &[(1, 30_000), (2, 30_000)]);
+    gives(fetch(3), &padded(1, 30_000));
 }

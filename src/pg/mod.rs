@@ -14,6 +14,7 @@ pub mod version;
 pub mod wal_header;
 pub mod wal_name;
 pub mod wal_record;
+pub mod wal_records;
 
 pub use control::ControlFile;
 pub use lsn::Lsn;

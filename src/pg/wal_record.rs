@@ -33,7 +33,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    fn header_bytes(self, page: Lsn) -> u64 {
+    pub(super) fn header_bytes(self, page: Lsn) -> u64 {
         match page.0 % self.segment_size.bytes() {
             0 => 40,
             _ => 24,

@@ -1,14 +1,18 @@
 //! The last WAL: what the archive does not have when the primary is gone, from the directory of a receiver or from
 //! segments that were never completed.
 //!
-//! * L1 Nothing else is asked before the archive has given its whole answer; an outage of it stays an outage.
+//! * L1 No WAL is taken from elsewhere before the archive has given its whole answer; an outage of it stays an outage.
 //! * L2 A complete segment from the spool is checked like an archived one, and is delivered also where the archive has a
 //!   hole. What is unfinished is delivered only at the proven end, padded with zeros to the segment's size.
 //! * L3 What is padded goes only to a recovery (`Padded`): a standby could archive it as complete.
 //! * L4 Beyond the point where another timeline left this one nothing is delivered, unless this one is the target
-//!   (`branches`).
+//!   (`branches`). Of a complete segment in the archive that holds as long as no branch has its own in the place.
 //! * L5 A later segment of the timeline in the spool, or one growing in the archive, shows that this is not the end: a
 //!   hole.
+//! * L6 What a timeline's first segment lacks below the point where it began is its parent's, which has the same bytes
+//!   (`parents`).
+
+mod parents;
 
 use super::branches::{Leaving, leaving};
 use super::spool_dir::SpoolDir;
@@ -19,7 +23,7 @@ use crate::disk;
 use crate::error::{Error, Kind, Result, from_io};
 use crate::limits;
 use crate::pg::wal_header::HEADER_BYTES;
-use crate::pg::{Lsn, Segment, SegmentSize, TimelineId, WalName};
+use crate::pg::{Lsn, Segment, SegmentSize, TimelineHistory, TimelineId, WalName};
 use crate::store::Key;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -66,11 +70,25 @@ pub fn get_wal(
     on_hole: HolePolicy,
     sources: &Sources,
 ) -> Result<Delivery> {
+    let asked = sources.spool.is_some() || sources.archived;
+    let left = match name {
+        WalName::Segment(segment) if asked => left_behind(archive, segment, out, expect, sources),
+        _ => Ok(LeftBehind::No),
+    };
+    let left = left.map_err(|e| sources.console(e, name))?;
+    if let LeftBehind::Answered(delivery) = left {
+        return Ok(delivery);
+    }
     let mut counted = Counted { out, bytes: 0 };
     let answer = archive.get_wal(name, &mut counted, expect, on_hole);
     let untouched = counted.bytes == 0;
-    let asked = sources.spool.is_some() || sources.archived;
     let ended = match &answer {
+        Ok(Fetched::Delivered(_)) if matches!(left, LeftBehind::NotThere) => {
+            let what = format!("{name} was archived while it was looked for");
+            return Err(Error::new(Kind::Transient, what).detail(
+                "Another timeline left this one before its end, so it is not delivered whole.",
+            ));
+        }
         Ok(Fetched::Absent(_)) if asked => Ended::Absent,
         Err(e) if asked && untouched && e.kind() == Kind::Hole => Ended::Hole,
         _ => {
@@ -86,6 +104,7 @@ pub fn get_wal(
         sources,
         spool: sources.spool.as_deref().map(SpoolDir::read).transpose()?,
         ended,
+        complete: None,
     };
     let found = match name {
         WalName::Segment(segment) => search.segment(segment, out)?,
@@ -93,6 +112,53 @@ pub fn get_wal(
         WalName::Partial(_) | WalName::BackupHistory(..) => None,
     };
     found.map_or_else(|| answer.map(Delivery::archived), Ok)
+}
+
+/// What becomes of a complete archived segment by L4.
+enum LeftBehind {
+    /// No other timeline left this one before the segment's end.
+    No,
+    /// One may have, but the segment is not there.
+    NotThere,
+    /// That was the answer.
+    Answered(Delivery),
+}
+
+/// L4 for a complete segment that is archived. A spool that is not there is no reason to withhold what the archive has.
+fn left_behind(
+    archive: &Archive,
+    segment: Segment,
+    out: &mut dyn Write,
+    expect: Expect,
+    sources: &Sources,
+) -> Result<LeftBehind> {
+    if sources.timeline == Some(segment.timeline) {
+        return Ok(LeftBehind::No);
+    }
+    let spool = match sources.spool.as_deref().map(SpoolDir::read).transpose() {
+        Err(e) if e.kind() == Kind::Unavailable => None,
+        other => other?,
+    };
+    let mut search = Search {
+        archive,
+        expect: archive.remembered(expect)?,
+        on_hole: HolePolicy::Abort,
+        sources,
+        spool,
+        ended: Ended::Absent,
+        complete: None,
+    };
+    if !search.may_be_left(segment)? {
+        return Ok(LeftBehind::No);
+    }
+    search.complete = archive.segment_object(segment)?;
+    if search.complete.is_none() {
+        return Ok(LeftBehind::NotThere);
+    }
+    let absent = || Fetched::Absent(format!("{segment} is archived, but counts as absent"));
+    let delivery = search.segment(segment, out)?;
+    let delivery = delivery.unwrap_or_else(|| Delivery::archived(absent()));
+    Ok(LeftBehind::Answered(delivery))
 }
 
 /// How the archive has answered.
@@ -135,7 +201,7 @@ impl Sources {
     }
 }
 
-/// One request that the archive alone could not serve.
+/// One request that the archive alone could not serve, or must not.
 struct Search<'a> {
     archive: &'a Archive,
     expect: Expect,
@@ -143,14 +209,24 @@ struct Search<'a> {
     sources: &'a Sources,
     spool: Option<SpoolDir>,
     ended: Ended,
+    /// The complete segment in the archive, where another timeline may have left this one.
+    complete: Option<(Key, Option<Method>)>,
 }
 
 /// Something that holds a segment, or a part of it.
 enum Candidate {
+    Archived(Key, Option<Method>),
     Whole(PathBuf),
     Spooled(PathBuf),
     Growing(Segment),
     Partial(Key, Option<Method>),
+}
+
+/// What was found of a segment, of the one asked for or its parent's.
+struct Part {
+    of: Segment,
+    candidate: Candidate,
+    found: Found,
 }
 
 impl Search<'_> {
@@ -170,20 +246,21 @@ impl Search<'_> {
     }
 
     fn segment(&self, segment: Segment, out: &mut dyn Write) -> Result<Option<Delivery>> {
-        let Some((best, found)) = self.best(segment)? else {
+        let Some(best) = self.best(segment)? else {
             let size = self.expect.segment_size;
             return self.refuse_beyond(segment, size).map(|()| None);
         };
-        let start = segment.start(found.size)?;
-        let left = self.leaving(segment, found.size)?;
-        if left.is_none() && matches!(best, Candidate::Whole(_)) {
-            return self.deliver(segment, &best, found.held, found.size, out);
+        let size = best.found.size;
+        let start = segment.start(size)?;
+        let left = self.leaving(segment, size)?;
+        if left.is_none() && best.candidate.is_whole() {
+            return self.deliver(&best, best.found.held, out);
         }
-        let room = left.map_or(found.held, |left| left.at.0.saturating_sub(start.0));
+        let room = left.map_or(size.bytes(), |left| left.at.0.saturating_sub(start.0));
         if let Some(left) = left.filter(|_| room < HEADER_BYTES as u64) {
             log::warn!(
                 "{} has {segment}, but timeline {} left timeline {} before, at {}: it counts as absent; --timeline {} delivers it",
-                best.name(),
+                best.candidate.name(),
                 left.child,
                 segment.timeline,
                 left.at,
@@ -194,22 +271,24 @@ impl Search<'_> {
         if self.ended == Ended::Hole {
             return Ok(None);
         }
-        self.refuse_beyond(segment, Some(found.size))?;
+        self.refuse_beyond(segment, Some(size))?;
         if self.sources.padded == Padded::Refused {
             log::info!(
                 "{} has a part of {segment}; this is no recovery (recovery.signal without standby.signal), so it counts as absent",
-                best.name()
+                best.candidate.name()
             );
             return Ok(None);
         }
+        let best = self.completed(segment, best)?;
+        let held = best.found.held;
         self.say(
             segment,
-            &best,
-            Lsn(start.0 + found.held),
+            &best.candidate,
+            Lsn(start.0 + held),
             left,
-            room < found.held,
+            room < held,
         );
-        self.deliver(segment, &best, room.min(found.held), found.size, out)
+        self.deliver(&best, room.min(held), out)
     }
 
     fn say(&self, segment: Segment, best: &Candidate, end: Lsn, left: Option<Leaving>, cut: bool) {
@@ -230,21 +309,36 @@ impl Search<'_> {
     }
 
     /// What has most of the segment: the complete file in the spool, at the end of WAL also what is unfinished.
-    fn best(&self, segment: Segment) -> Result<Option<(Candidate, Found)>> {
-        let mut best: Option<(Candidate, Found)> = None;
+    fn best(&self, segment: Segment) -> Result<Option<Part>> {
+        let mut best: Option<Part> = None;
         for candidate in self.candidates(segment)? {
-            let Some(found) = self.pass(segment, &candidate, &mut |_| Ok(()))? else {
-                log::info!("{} holds nothing of {segment}", candidate.name());
+            let Some(part) = self.part(segment, candidate)? else {
                 continue;
             };
-            if best.as_ref().is_none_or(|(_, best)| best.held < found.held) {
-                best = Some((candidate, found));
+            let goes = |part: &Part| (part.found.held, part.found.whole);
+            if best.as_ref().is_none_or(|best| goes(best) < goes(&part)) {
+                best = Some(part);
             }
         }
         Ok(best)
     }
 
+    fn part(&self, of: Segment, candidate: Candidate) -> Result<Option<Part>> {
+        let found = self.pass(of, &candidate, &mut |_| Ok(()))?;
+        if found.is_none() {
+            log::info!("{} holds nothing of {of}", candidate.name());
+        }
+        Ok(found.map(|found| Part {
+            of,
+            candidate,
+            found,
+        }))
+    }
+
     fn candidates(&self, segment: Segment) -> Result<Vec<Candidate>> {
+        if let Some((key, method)) = &self.complete {
+            return Ok(vec![Candidate::Archived(key.clone(), *method)]);
+        }
         let mut candidates = Vec::new();
         if let Some(spool) = &self.spool {
             if let Some(path) = spool.file(WalName::Segment(segment)) {
@@ -303,64 +397,127 @@ impl Search<'_> {
             each(bytes)
         })?;
         let found = extent.judge(&what)?;
-        let (Candidate::Whole(_), size) = (candidate, extent.size()) else {
-            return Ok(found);
-        };
+        let size = extent.size();
+        if !candidate.is_whole() {
+            // What grows is not preallocated: zeros at its end are WAL too.
+            let grown = matches!(candidate, Candidate::Growing(_));
+            return Ok(found.map(|found| match grown {
+                true => Found {
+                    whole: size,
+                    ..found
+                },
+                false => found,
+            }));
+        }
         match found {
             Some(found) if size == found.size.bytes() => Ok(Some(Found {
                 held: size,
+                whole: size,
                 ..found
             })),
             _ => Err(
                 Error::new(Kind::Corrupt, format!("{what} is not what its name says"))
                     .detail(format!("It is no complete segment: it has {size} bytes."))
-                    .hint("Take it out of the spool."),
+                    .hint("Take it away from there."),
             ),
         }
     }
 
     /// Writes the first `held` bytes of what was found before, and zeros up to the segment's size.
-    fn deliver(
-        &self,
-        segment: Segment,
-        candidate: &Candidate,
-        held: u64,
-        size: SegmentSize,
-        out: &mut dyn Write,
-    ) -> Result<Option<Delivery>> {
+    fn deliver(&self, part: &Part, held: u64, out: &mut dyn Write) -> Result<Option<Delivery>> {
         let mut left = held;
-        let found = self.pass(segment, candidate, &mut |bytes| {
+        let found = self.pass(part.of, &part.candidate, &mut |bytes| {
             let now = left.min(bytes.len() as u64);
             left -= now;
             write(out, &bytes[..now as usize])
         })?;
-        let name = candidate.name();
+        let name = part.candidate.name();
         // Whoever still writes to it may have made it longer.
-        if found.is_none_or(|found| found.held < held) {
+        if found.is_none_or(|found| found.held.max(found.whole) < held) {
             return Err(Error::new(
                 Kind::Corrupt,
                 format!("{name} became shorter while it was read"),
             ));
         }
-        let mut zeros = size.bytes() - held;
+        let size = part.found.size.bytes();
+        // A part may end with zeros that nobody wrote down.
+        let mut zeros = size - held + left;
         let blank = vec![0; limits::COPY_BUFFER_BYTES];
         while zeros > 0 {
             let now = zeros.min(blank.len() as u64);
             write(out, &blank[..now as usize])?;
             zeros -= now;
         }
-        Ok(Some(Delivery::of(size.bytes(), name)))
+        Ok(Some(Delivery::of(size, name)))
     }
 
     /// Where another timeline left this one, in this segment or before it.
     fn leaving(&self, segment: Segment, size: SegmentSize) -> Result<Option<Leaving>> {
-        let mut histories = self.archive.histories_above(segment.timeline)?;
+        let mut histories = self.histories_above(segment.timeline)?;
+        let end = segment.next(size)?.start(size)?;
+        let target = self.sources.timeline;
+        while let Some(left) = leaving(segment.timeline, end, &histories, target) {
+            if self.complete.is_none() || !self.goes_on(segment.timeline, left, &histories, size)? {
+                return Ok(Some(left));
+            }
+            if Some(left.child) == target {
+                return Ok(None);
+            }
+            histories.retain(|history| history.timeline != left.child);
+        }
+        Ok(None)
+    }
+
+    /// Whether any timeline left this one before the segment's end, as far as the segment size is known.
+    fn may_be_left(&self, segment: Segment) -> Result<bool> {
+        let histories = self.histories_above(segment.timeline)?;
+        let end = match self.expect.segment_size {
+            Some(size) => segment.next(size)?.start(size)?,
+            None => Lsn(u64::MAX),
+        };
+        Ok(leaving(segment.timeline, end, &histories, self.sources.timeline).is_some())
+    }
+
+    /// Whether the branch has a complete segment of its own in the place where it left. Then PostgreSQL asks for that
+    /// one when it follows the branch, and whoever asks for the parent's does not follow it.
+    fn goes_on(
+        &self,
+        timeline: TimelineId,
+        left: Leaving,
+        histories: &[TimelineHistory],
+        size: SegmentSize,
+    ) -> Result<bool> {
+        let path = histories.iter().filter(|h| h.timeline == left.child);
+        let ancestors = path.flat_map(|h| h.ancestors.iter().map(|a| a.timeline));
+        for on_path in ancestors.filter(|t| *t > timeline).chain([left.child]) {
+            let own = Segment::holding(on_path, left.at, size);
+            let spooled = self
+                .spool
+                .as_ref()
+                .and_then(|s| s.file(WalName::Segment(own)));
+            if spooled.is_some() || self.archive.segment_object(own)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn histories_above(&self, timeline: TimelineId) -> Result<Vec<TimelineHistory>> {
+        let mut histories = self.archive.histories_above(timeline)?;
         if let Some(spool) = &self.spool {
             histories.extend(spool.histories()?);
         }
-        let end = segment.next(size)?.start(size)?;
-        let target = self.sources.timeline;
-        Ok(leaving(segment.timeline, end, &histories, target))
+        Ok(histories)
+    }
+
+    /// What the archive or else the spool has as the timeline's history.
+    fn history(&self, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+        let history = self.archive.history(timeline)?;
+        let (None, Some(spool)) = (&history, &self.spool) else {
+            return Ok(history);
+        };
+        let mut spooled = spool.histories()?.into_iter();
+        Ok(spooled.find(|h| h.timeline == timeline))
     }
 
     /// L5. On a branch that was left, and before the timeline's own beginning, later segments prove nothing.
@@ -406,11 +563,7 @@ impl Search<'_> {
 
     /// Whether the timeline itself begins behind the segment.
     fn begins_later(&self, segment: Segment, size: SegmentSize) -> Result<bool> {
-        let mut history = self.archive.history(segment.timeline)?;
-        if let (None, Some(spool)) = (&history, &self.spool) {
-            let spooled = spool.histories()?;
-            history = spooled.into_iter().find(|h| h.timeline == segment.timeline);
-        }
+        let history = self.history(segment.timeline)?;
         let end = segment.next(size)?.start(size)?;
         let parent = history.and_then(|history| history.ancestors.last().copied());
         Ok(parent.is_some_and(|parent| end <= parent.end))
@@ -422,8 +575,13 @@ impl Candidate {
         match self {
             Candidate::Whole(path) | Candidate::Spooled(path) => format!("file {path:?}"),
             Candidate::Growing(segment) => format!("object {}", keys::growing(*segment)),
-            Candidate::Partial(key, _) => format!("object {key}"),
+            Candidate::Archived(key, _) | Candidate::Partial(key, _) => format!("object {key}"),
         }
+    }
+
+    /// Whether it must be complete.
+    fn is_whole(&self) -> bool {
+        matches!(self, Candidate::Archived(..) | Candidate::Whole(_))
     }
 
     /// `None` if it has gone since it was listed.
@@ -436,13 +594,18 @@ impl Candidate {
                 let growing = archive.get_growing(*segment)?;
                 return Ok(growing.map(|growing| Box::new(growing) as _));
             }
-            Candidate::Partial(key, method) => archive.store.get(key, 0).map(|body| match method {
-                Some(method) => codec::decoder(*method, body.reader),
-                None => body.reader,
-            }),
+            Candidate::Archived(key, method) | Candidate::Partial(key, method) => {
+                archive.store.get(key, 0).map(|body| match method {
+                    Some(method) => codec::decoder(*method, body.reader),
+                    None => body.reader,
+                })
+            }
         };
         match opened {
-            Err(e) if matches!(e.kind(), Kind::Missing) => Ok(None),
+            Err(e) if e.kind() == Kind::Missing => match self {
+                Candidate::Archived(..) => Err(e.with_kind(Kind::Hole)),
+                _ => Ok(None),
+            },
             other => other.map(Some),
         }
     }

@@ -7,6 +7,8 @@
 use super::check::{Expect, Inspector};
 use crate::error::{Error, Kind, Result};
 use crate::pg::wal_header::{HEADER_BYTES, SegmentHeader, is_blank};
+use crate::pg::wal_record::Layout;
+use crate::pg::wal_records::Records;
 use crate::pg::{Segment, SegmentSize, SystemId, WalName};
 
 /// Of a page's header: magic number, flags, timeline, address.
@@ -21,6 +23,7 @@ pub struct Extent {
     held: u64,
     page: [u8; PAGE_HEAD_BYTES],
     pages: Option<Pages>,
+    records: Option<Records>,
     over: bool,
 }
 
@@ -29,6 +32,8 @@ pub struct Extent {
 pub struct Found {
     /// So many bytes from its beginning on are WAL.
     pub held: u64,
+    /// So many bytes are whole records, checked, with the padding behind: zeros at the end of a record count here alone.
+    pub whole: u64,
     /// What it will have when it is complete.
     pub size: SegmentSize,
     /// The cluster that wrote it.
@@ -53,6 +58,7 @@ impl Extent {
             held: 0,
             page: [0; PAGE_HEAD_BYTES],
             pages: None,
+            records: None,
             over: false,
         }
     }
@@ -71,6 +77,9 @@ impl Extent {
             let take = rest.len().min((page_bytes - in_page) as usize);
             let (now, later) = rest.split_at(take);
             self.follow(in_page as usize, now);
+            if let Some(records) = self.records.as_mut().filter(|_| !self.over) {
+                records.pass(now);
+            }
             self.size += now.len() as u64;
             if self.pages.is_none() && self.size >= HEADER_BYTES as u64 {
                 self.begin();
@@ -121,6 +130,13 @@ impl Extent {
                     start: header.page_address.0,
                     bytes: u64::from(header.page_bytes),
                 });
+                let layout = Layout {
+                    page_bytes: u64::from(header.page_bytes),
+                    segment_size: header.segment_size,
+                };
+                let mut records = Records::new(layout);
+                records.pass(self.inspector.head());
+                self.records = Some(records);
             }
             // `judge` says it again, to somebody who listens.
             Ok(None) | Err(_) => (self.held, self.over) = (0, true),
@@ -159,6 +175,7 @@ impl Extent {
         }
         Ok(Some(Found {
             held: self.held,
+            whole: self.records.as_ref().map_or(0, Records::whole),
             size,
             system_id: header.system_id,
         }))

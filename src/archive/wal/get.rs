@@ -66,7 +66,7 @@ impl Archive {
     }
 
     /// What this host knows of the cluster from earlier runs fills what the caller does not know.
-    pub(in crate::archive) fn remembered(&self, expect: Expect) -> Result<Expect> {
+    pub fn remembered(&self, expect: Expect) -> Result<Expect> {
         if expect.system_id.is_some() && expect.segment_size.is_some() {
             return Ok(expect);
         }
@@ -193,6 +193,15 @@ impl Archive {
             ));
         }
         Ok(Fetched::Absent(text))
+    }
+
+    /// The object that holds the complete segment, under whatever codec; `None` if a LIST shows none.
+    pub fn segment_object(&self, segment: Segment) -> Result<Option<(Key, Option<Method>)>> {
+        let seen = self.look_around(WalName::Segment(segment))?;
+        match seen.unreadable.filter(|_| seen.same.is_none()) {
+            Some(key) => Err(unreadable(WalName::Segment(segment), &key)),
+            None => Ok(seen.same),
+        }
     }
 
     /// One LIST from just before the name to what follows it: on its timeline, or the next one.
