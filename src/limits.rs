@@ -93,6 +93,17 @@ pub const RECONNECT_PAUSE_FIRST: Duration = Duration::from_millis(500);
 /// Longest pause before a new connection; pg_receivewal's is 5 s.
 pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// How long a receiver asks the archive for what it has before it receives without it: what the server holds back for us
+/// fills its disk, and synchronous commits wait.
+pub const ARCHIVE_ASK_MAX: Duration = Duration::from_secs(5);
+
+/// How long a request to a store still goes on once it is to be ended: enough to take back a begun upload where the
+/// store answers, and short against the second in which a receiver ends.
+pub const STORE_STOP_GRACE: Duration = Duration::from_millis(200);
+
+/// Zeros that are written into a new segment file between two syncs, after each of which the stop is looked at.
+pub const FILL_SYNC_BYTES: u64 = 16 << 20;
+
 /// Keys per LIST page; S3 gives no more.
 pub const LIST_PAGE_KEYS: usize = 1_000;
 

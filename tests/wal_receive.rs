@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,8 +12,8 @@ use serde_json::Value;
 use crate::support::archive::Archive;
 use crate::support::cluster::{Builder, Cluster, Stop, tools_bin};
 use crate::support::minio::{Minio, s3_env};
-use crate::support::proxy::{Fault, Proxy, Rule};
-use crate::support::seawall::Seawall;
+use crate::support::proxy::{Fault, Proxy, Request, Rule};
+use crate::support::seawall::{Running, Seawall};
 use crate::support::tmpfs::Tmpfs;
 use crate::support::{Scratch, give_to_postgres, is_root, peak_kib, rounds, run, wait_for};
 
@@ -467,6 +468,84 @@ fn the_archive_may_be_down_for_as_long_as_it_likes() {
         .arg(archive.path()));
     wait_for(PATIENCE, "the backlog in the archive", || {
         archive.get(&key(&second)).is_some() && !receiver.has(&second)
+    });
+    running.terminate();
+}
+
+/// A second is the promise, and the other one is the test's own.
+const AT_ONCE: Duration = Duration::from_secs(2);
+
+/// Ends a receiver whose archive hangs.
+fn end_at_once(running: Running) {
+    running.signal(Signal::TERM);
+    running.wait(AT_ONCE).ok();
+}
+
+#[test]
+fn an_archive_that_hangs_holds_up_neither_receiving_nor_the_end() {
+    // Given a store that takes connections and never answers,
+    let scratch = Scratch::new();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
+    std::thread::spawn(move || {
+        let _held: Vec<_> = listener.incoming().collect();
+    });
+    let server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    let seawall = || Seawall::new(&scratch).envs(s3_env(&endpoint, "bucket"));
+    // and a spool that tells where to go on,
+    let running = receiver.plain(&server).spawn();
+    let first = write_wal(&server, 1);
+    wait_for(PATIENCE, "the first segment", || receiver.has(&first));
+    running.terminate();
+
+    // when a receiver begins, then it is ended while it asks,
+    let running = receiver.command(seawall(), &server).spawn();
+    wait_for(PATIENCE, "the receiver to connect", || {
+        server.number("select count(*) from pg_stat_replication") == 1
+    });
+    end_at_once(running);
+
+    // or it receives before one request would have been given up,
+    let running = receiver.command(seawall(), &server).spawn();
+    let last = write_wal(&server, 1);
+    let began = Instant::now();
+    wait_for(PATIENCE, "the segment", || receiver.has(&last));
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    receiver.wait_flushed(&server);
+    // and is ended while it uploads.
+    end_at_once(running);
+    assert!(receiver.has(&last));
+}
+
+#[test]
+fn an_upload_that_hangs_does_not_hold_up_the_end() {
+    let scratch = Scratch::new();
+    let proxy = Proxy::start(Minio::plain().port());
+    let bucket = Minio::plain().bucket("hanging");
+    let env = s3_env(&proxy.endpoint(), &bucket.name());
+    let archive = Archive::of_witness(&scratch, env, bucket);
+    let server = server(&scratch, "production").start();
+    create_slot(&scratch, &server);
+    let receiver = Receiver::new(&scratch, "spool");
+    proxy.rule(Rule::new(Fault::Silence).method("PUT").path("wal_005"));
+    let running = receiver.command(archive.seawall(), &server).spawn();
+    let last = write_wal(&server, 1);
+    wait_for(PATIENCE, "the upload to hang", || {
+        let is_put = |r: &Request| r.method == "PUT" && r.path.contains("wal_005");
+        proxy.requests().iter().any(is_put)
+    });
+    receiver.wait_flushed(&server);
+    end_at_once(running);
+
+    // The next life does it again.
+    proxy.clear();
+    let running = receiver.command(archive.seawall(), &server).spawn();
+    let key = format!("wal_005/{last}.zst");
+    wait_for(PATIENCE, "the segment in the archive", || {
+        archive.get(&key).is_some()
     });
     running.terminate();
 }

@@ -50,7 +50,17 @@ impl Context {
     /// The archive of this run; asks nothing of the store yet. A verb can do without memory of earlier runs, so a
     /// state directory that cannot be used is a warning.
     pub fn archive(&self, retry_default: Duration) -> Result<Archive> {
-        let options = self.config.store_options(retry_default, &self.stop)?;
+        self.archive_in(&self.config.store_options(retry_default, &self.stop)?)
+    }
+
+    /// The same, of which nothing more is asked once `stop` is raised.
+    pub fn archive_until(&self, retry_default: Duration, stop: &Stop) -> Result<Archive> {
+        let mut options = self.config.store_options(retry_default, stop)?;
+        options.until = Some(stop.clone());
+        self.archive_in(&options)
+    }
+
+    fn archive_in(&self, options: &store::Options) -> Result<Archive> {
         let state = match self.config.state_dir() {
             Ok(directory) => State::in_directory(directory),
             Err(e) if e.kind() == Kind::Config => return Err(e),
@@ -64,7 +74,7 @@ impl Context {
             }
         };
         Ok(Archive {
-            store: store::open(&options)?,
+            store: store::open(options)?,
             compression: self.config.compression()?,
             state,
         })

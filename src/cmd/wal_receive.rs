@@ -317,7 +317,7 @@ fn options<'a>(
         }
         false => None,
         true => Some(Upload {
-            open: Box::new(|| context.archive(RECEIVE_RETRY)),
+            open: Box::new(|stop| context.archive_until(RECEIVE_RETRY, stop)),
             threads: context.config.upload_threads(),
             keep: receive.keep,
             partial_every: receive.partial_every,

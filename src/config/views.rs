@@ -49,6 +49,7 @@ impl Config {
                 request_idle: self.request_timeout(),
             },
             stop: stop.clone(),
+            until: None,
         })
     }
 
@@ -237,6 +238,7 @@ impl Config {
             credentials: self.credentials(),
             conditional_put: None,
             checksums: self.is_on("s3.checksums"),
+            stop: Stop::new(),
         })
     }
 

@@ -30,7 +30,7 @@ use crate::disk::lock::Lock;
 use crate::disk::os::OsDir;
 use crate::disk::tree;
 use crate::error::{Error, Kind, Result};
-use crate::limits::{RECONNECT_PAUSE_FIRST, RECONNECT_PAUSE_MAX};
+use crate::limits::{ARCHIVE_ASK_MAX, RECONNECT_PAUSE_FIRST, RECONNECT_PAUSE_MAX};
 use crate::pg::{Lsn, Segment, SegmentNo, SegmentSize, TimelineId};
 use crate::spool::owner;
 use crate::spool::queue::{Archived, Keep};
@@ -40,6 +40,7 @@ use crate::work::stop::Stop;
 use progress::Progress;
 use reader::Batch;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -80,8 +81,8 @@ pub struct Options<'a> {
     pub upload: Option<Upload<'a>>,
 }
 
-/// How to reach the archive.
-pub type OpenArchive<'a> = Box<dyn Fn() -> Result<Archive> + Sync + 'a>;
+/// How to reach the archive, of which nothing more is asked after the stop.
+pub type OpenArchive<'a> = Box<dyn Fn(&Stop) -> Result<Archive> + Sync + 'a>;
 
 /// How segments get into the archive.
 pub struct Upload<'a> {
@@ -140,6 +141,10 @@ struct Relay<'a> {
     /// The archive while it answers. A store stays with the directory that it saw first, so after an outage it is opened
     /// anew. A mutex: receiver and uploaders use it.
     archive: Mutex<Option<Arc<Archive>>>,
+    /// Ends what the uploaders ask of it.
+    stop: Stop,
+    /// The last session has ended for want of the archive's answer: the next waits for it.
+    needs_archive: AtomicBool,
 }
 
 /// The timeline that is being received.
@@ -166,6 +171,8 @@ pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<
         course: Mutex::default(),
         meanwhile: Mutex::default(),
         archive: Mutex::default(),
+        stop: stop.child(),
+        needs_archive: AtomicBool::new(false),
     };
     let (sealed, hint) = crossbeam_channel::bounded(1);
     let relay_ref = &relay;
@@ -183,6 +190,10 @@ pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<
         }
         let end = relay.receive(&sealed, crew.stop());
         over.set();
+        if end.is_err() {
+            // What is under way is done again by the next life: an end in trouble does not wait for it.
+            relay.stop.set();
+        }
         // Wakes an uploader that waits for a segment.
         drop(sealed);
         end
@@ -190,8 +201,8 @@ pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<
     relay.progress.set_state("stopped");
     let end = match end {
         // SIGINT and SIGTERM are how a receiver ends; everything that came is flushed and reported.
-        Err(e) if e.kind() == Kind::Interrupted && stop.is_set() => {
-            log::info!("stopped: {}", e.message());
+        Err(e) if stop.is_set() && spool_is_sound(&e) => {
+            log::info!("stopped: {}", e.one_line());
             Ok(())
         }
         other => other,
@@ -201,6 +212,16 @@ pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<
     }
     relay.write_status();
     end
+}
+
+/// Whether an error tells of server, archive or the end, but not of files that could not be written. The next life meets
+/// it again, if it has come to stay.
+fn spool_is_sound(error: &Error) -> bool {
+    use Kind::{Hole, Interrupted, Locked, Mismatch, Protocol, Refused, Transient, Unavailable};
+    matches!(
+        error.kind(),
+        Interrupted | Transient | Unavailable | Locked | Protocol | Mismatch | Hole | Refused
+    )
 }
 
 /// One seawall per directory.
@@ -331,17 +352,42 @@ impl Relay<'_> {
         let mut archive = lock_of(&self.archive);
         match archive.as_ref() {
             Some(open) => Ok(open.clone()),
-            None => Ok(archive.insert(Arc::new((upload.open)()?)).clone()),
+            None => {
+                let opened = (upload.open)(&self.stop)?;
+                Ok(archive.insert(Arc::new(opened)).clone())
+            }
         }
     }
 
-    /// What the archive answers, or nothing while it is down: receiving does not depend on it.
+    /// Until when the archive may be asked where to go on. What the server has must not wait for one that hangs, unless
+    /// there is nothing to receive without its answer.
+    fn asking(&self, stop: &Stop) -> Stop {
+        match self.needs_archive.swap(false, Ordering::Relaxed) {
+            true => stop.clone(),
+            false => stop.within(ARCHIVE_ASK_MAX),
+        }
+    }
+
+    /// What the archive answers until `asking`, or nothing while it is down: receiving does not depend on it.
     fn ask_archive<T>(
         &self,
         upload: &Upload<'_>,
+        asking: &Stop,
         ask: impl FnOnce(&Archive) -> Result<T>,
     ) -> Result<Option<T>> {
-        match self.archive(upload).and_then(|archive| ask(&archive)) {
+        // Its own archive: what is cut off here disturbs no uploader.
+        let answer = (upload.open)(asking).and_then(|archive| ask(&archive));
+        let answer = answer.map_err(|e| match e.kind() {
+            Kind::Interrupted if !self.stop.is_set() => Error::new(
+                Kind::Transient,
+                format!(
+                    "the archive did not answer within {} s",
+                    ARCHIVE_ASK_MAX.as_secs()
+                ),
+            ),
+            _ => e,
+        });
+        match answer {
             Err(e) if matches!(e.kind(), Kind::Transient | Kind::Unavailable | Kind::Denied) => {
                 log::warn!("receiving without the archive: {}", e.one_line());
                 self.progress.set_error(e.one_line());
@@ -449,6 +495,21 @@ fn may_pass(error: &Error, has_streamed: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stop_excuses_all_but_a_spool_that_was_not_written() {
+        for kind in [
+            Kind::Interrupted,
+            Kind::Mismatch,
+            Kind::Hole,
+            Kind::Transient,
+        ] {
+            assert!(spool_is_sound(&Error::new(kind, "x")), "{kind:?}");
+        }
+        for kind in [Kind::Io, Kind::Full, Kind::Denied, Kind::Missing, Kind::Bug] {
+            assert!(!spool_is_sound(&Error::new(kind, "x")), "{kind:?}");
+        }
+    }
 
     #[test]
     fn what_is_tried_again() {

@@ -19,6 +19,7 @@ use crate::work::crew;
 use crate::work::stop::Stop;
 use crossbeam_channel::{Sender, bounded};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 /// What is known of the server once it has shown itself.
 struct Server {
@@ -41,14 +42,18 @@ impl Relay<'_> {
     /// Receives over one connection until it ends.
     pub(super) fn session(&self, sealed: &Sender<()>, stop: &Stop) -> Result<Outcome> {
         let mut conn = self.connect.replication(stop)?;
-        let server = self.recognise(&mut conn)?;
+        let asking = self.asking(stop);
+        let server = self.recognise(&mut conn, &asking)?;
         self.progress
             .set_server(conn.server(), server.system_id.to_string());
-        let found = self.start(&mut conn, &server, stop)?;
+        let found = self.start(&mut conn, &server, &asking, stop)?;
         let without_archive = !found.archive_asked;
         let ended = self.follow(conn, server.segment_size, found, sealed, stop);
         ended.map_err(|e| match e.kind() {
-            Kind::Hole if without_archive => archive_may_have_it(e),
+            Kind::Hole if without_archive => {
+                self.needs_archive.store(true, Ordering::Relaxed);
+                archive_may_have_it(e)
+            }
             _ => e,
         })
     }
@@ -83,6 +88,7 @@ impl Relay<'_> {
         }
         let spool = self.open_spool()?;
         let mut writer = SegmentWriter::begin(spool, size, start.timeline, start.lsn)?;
+        writer.heed(stop);
         loop {
             let (timeline, lsn) = (writer.timeline(), writer.write_lsn());
             let course = Course {
@@ -126,7 +132,7 @@ impl Relay<'_> {
     }
 
     /// Who is it? Spool and archive must be of the same cluster.
-    fn recognise(&self, conn: &mut Conn) -> Result<Server> {
+    fn recognise(&self, conn: &mut Conn, asking: &Stop) -> Result<Server> {
         let identity = conn.identify_system()?;
         let segment_size = conn.wal_segment_size()?;
         let cluster = Identity {
@@ -136,7 +142,7 @@ impl Relay<'_> {
         };
         owner::refuse_stranger(&self.spool, cluster.system_id, segment_size)?;
         if let Some(upload) = &self.options.upload {
-            self.ask_archive(upload, |archive| {
+            self.ask_archive(upload, asking, |archive| {
                 archive.claim(&cluster, crate::work::now())
             })?;
         }
@@ -176,12 +182,12 @@ impl Relay<'_> {
     }
 
     /// Where to go on, and how far the archive reaches.
-    fn start(&self, conn: &mut Conn, server: &Server, stop: &Stop) -> Result<Found> {
+    fn start(&self, conn: &mut Conn, server: &Server, asking: &Stop, stop: &Stop) -> Result<Found> {
         let size = server.segment_size;
         self.expect_course();
         let contents = resume::read(&self.spool, size)?;
         let restart = self.restart_lsn(conn, stop)?;
-        let mut held = self.held(&contents, server, restart)?;
+        let mut held = self.held(&contents, server, restart, asking)?;
         if let Some(lsn) = self.options.accept_gap {
             let known = held.get_or_insert_default();
             self.accept_gap(lsn, &contents, known, restart, server)?;
@@ -199,7 +205,9 @@ impl Relay<'_> {
                 let start = resume::start_position(&contents, held, path, size, restart, anywhere)?;
                 return Err(standby_behind(&start, server.flush));
             }
-            other => other?,
+            other => other.inspect_err(|_| {
+                self.needs_archive.store(held.is_none(), Ordering::Relaxed);
+            })?,
         };
         let nothing = BTreeSet::new();
         let known = held.unwrap_or(&nothing);
@@ -217,6 +225,7 @@ impl Relay<'_> {
         contents: &Contents,
         server: &Server,
         restart: Option<Lsn>,
+        asking: &Stop,
     ) -> Result<Option<BTreeSet<Segment>>> {
         let Some(upload) = &self.options.upload else {
             return Ok(None);
@@ -229,7 +238,7 @@ impl Relay<'_> {
         }
         let path = &server.path;
         // Without it the marks of what was uploaded stand for it.
-        self.ask_archive(upload, |archive| {
+        self.ask_archive(upload, asking, |archive| {
             // An empty spool does not tell how far we were: the archive must.
             let back = contents.is_empty();
             let mut held = archive.held_segments(path, size, from.unwrap_or(Lsn(0)), back)?;
@@ -403,7 +412,11 @@ impl Relay<'_> {
                 rules,
             };
             // Its end of the channel falls with it: the writer writes what is left, syncs, reports and ends.
-            let end = reader.run();
+            let end = match reader.run() {
+                // The writer has seen the stop first.
+                End::WriterGone if rules.stop.is_set() => End::Stopped,
+                end => end,
+            };
             if matches!(end, End::Paused | End::Stopped) {
                 rules.given_up.set();
             }

@@ -113,6 +113,8 @@ impl Uploader<'_> {
             let last = over.is_set();
             match self.round(stop) {
                 Ok(()) => self.pause = FAILURE_PAUSE_FIRST,
+                // What was cut off is in the spool, for the next life.
+                Err(_) if stop.is_set() => return,
                 Err(e) => self.failed(&e),
             }
             if last || stop.is_set() {

@@ -38,7 +38,7 @@ impl<F: Fs> Writer<'_, F> {
     /// the disk: the process must end.
     pub fn run(mut self) -> Result<()> {
         let items = self.items.clone();
-        loop {
+        'receiving: loop {
             let patience = self
                 .rules
                 .status_interval
@@ -56,7 +56,7 @@ impl<F: Fs> Writer<'_, F> {
                     Item::Reply => (reply, asked) = (true, true),
                     Item::Wal(batch) => {
                         if !self.write(batch)? {
-                            return Ok(());
+                            break 'receiving;
                         }
                     }
                 }
@@ -80,8 +80,8 @@ impl<F: Fs> Writer<'_, F> {
         Ok(())
     }
 
-    /// Writes a batch as soon as there is room for it; `false` when it was given up for want of room and the reader has
-    /// gone. What was not written was not acknowledged either, and is asked for again.
+    /// Writes a batch as soon as there is room for it; `false` when it was given up, for want of room when the reader has
+    /// gone, or because it is time to stop and its file is not made yet. What was not written was not acknowledged either, and is asked for again.
     fn write(&mut self, batch: Batch) -> Result<bool> {
         let flushed = self.segments.flush_lsn();
         let mut told = false;
@@ -92,6 +92,7 @@ impl<F: Fs> Writer<'_, F> {
                 true => Err("the spool is as large as it may become".to_string()),
                 false => match self.segments.append(batch.lsn, &batch.bytes) {
                     Err(e) if e.kind() == Kind::Full => Err(e.one_line()),
+                    Err(e) if e.kind() == Kind::Interrupted => return Ok(false),
                     other => Ok(other?),
                 },
             };
@@ -145,6 +146,7 @@ impl<F: Fs> Writer<'_, F> {
 
     fn flush(&mut self) -> Result<()> {
         let flushed = self.segments.flush()?;
+        self.progress.written.raise(self.segments.write_lsn().0);
         self.progress.flushed.raise(flushed.0);
         Ok(())
     }

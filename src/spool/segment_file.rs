@@ -6,9 +6,10 @@
 
 use super::{failed, partial_name, unfinished_name};
 use crate::disk::{Fs, FsFile};
-use crate::error::{Error, Kind, Result};
-use crate::limits::COPY_BUFFER_BYTES;
+use crate::error::{Error, Kind, Result, from_io};
+use crate::limits::{COPY_BUFFER_BYTES, FILL_SYNC_BYTES};
 use crate::pg::{Lsn, Segment, SegmentSize};
+use crate::work::stop::Stop;
 use std::io;
 
 /// The segment being written.
@@ -45,13 +46,15 @@ impl<T> Open<T> {
     }
 }
 
-/// Takes up or makes the file of a segment. `Kind::Full` leaves everything as it was; no other error has that kind.
+/// Takes up or makes the file of a segment. `Kind::Full`, and `Kind::Interrupted` when it is time to stop, leave
+/// everything as it was; no other error has these kinds.
 pub(super) fn prepare<F: Fs>(
     fs: &F,
     size: SegmentSize,
     segment: Segment,
     fork: Option<&Fork>,
     empty: Empty,
+    stop: &Stop,
 ) -> Result<Open<F::File>> {
     let open = |file, hidden_until| Open {
         file,
@@ -67,7 +70,7 @@ pub(super) fn prepare<F: Fs>(
     };
     let copied = at.map_or(0, |lsn| lsn.0 % size.bytes());
     let source = parent.as_ref().map(|file| (file, copied));
-    let file = allocate(fs, size, &unfinished_name(segment), source, empty)?;
+    let file = allocate(fs, size, &unfinished_name(segment), source, empty, stop)?;
     if at.is_some() && parent.is_none() {
         return Ok(open(file, at));
     }
@@ -122,6 +125,7 @@ fn allocate<F: Fs>(
     name: &str,
     source: Option<(&F::File, u64)>,
     empty: Empty,
+    stop: &Stop,
 ) -> Result<F::File> {
     let create = || fs.create_new(name.as_ref());
     let created = create().or_else(|e| match e.kind() {
@@ -131,27 +135,35 @@ fn allocate<F: Fs>(
     });
     let file = created.map_err(|e| failed("create", name, e))?;
     let filled = match (source, empty) {
-        (None, Empty::Reserved) => reserve(&file, size.bytes()),
-        _ => fill(&file, size.bytes(), source),
+        (None, Empty::Reserved) => reserve(&file, size.bytes(), stop),
+        _ => fill(&file, size.bytes(), source, stop),
     };
     match filled {
         Ok(()) => Ok(file),
-        Err(e) => Err(discard(fs, name, failed("write", name, e))),
+        Err(e) => {
+            let error = match e.get_ref().is_some_and(|cause| cause.is::<Error>()) {
+                true => from_io("it is time to stop", e),
+                false => failed("write", name, e),
+            };
+            Err(discard(fs, name, error))
+        }
     }
 }
 
-fn reserve<T: FsFile>(file: &T, size: u64) -> io::Result<()> {
+fn reserve<T: FsFile>(file: &T, size: u64, stop: &Stop) -> io::Result<()> {
     match file.reserve(size) {
-        Err(e) if e.kind() == io::ErrorKind::Unsupported => fill(file, size, None),
+        Err(e) if e.kind() == io::ErrorKind::Unsupported => fill(file, size, None, stop),
         other => other.and_then(|()| file.sync_data()),
     }
 }
 
-fn fill<T: FsFile>(file: &T, size: u64, source: Option<(&T, u64)>) -> io::Result<()> {
+/// The disk is made to keep up, so that neither the last sync nor a stop has to wait for a gigabyte.
+fn fill<T: FsFile>(file: &T, size: u64, source: Option<(&T, u64)>, stop: &Stop) -> io::Result<()> {
     let copied = source.map_or(0, |(_, bytes)| bytes);
     let mut buffer = vec![0; COPY_BUFFER_BYTES.min(size as usize)];
     let mut at = 0;
     while at < size {
+        stop.check()?;
         let end = if at < copied { copied } else { size };
         let bytes = (end - at).min(buffer.len() as u64) as usize;
         let piece = &mut buffer[..bytes];
@@ -160,7 +172,11 @@ fn fill<T: FsFile>(file: &T, size: u64, source: Option<(&T, u64)>) -> io::Result
             _ => piece.fill(0),
         }
         file.write_at(at, piece)?;
+        let before = at;
         at += piece.len() as u64;
+        if before / FILL_SYNC_BYTES < at / FILL_SYNC_BYTES && at < size {
+            file.sync_data()?;
+        }
     }
     file.sync_data()
 }
@@ -245,7 +261,8 @@ mod tests {
     #[test]
     fn where_nothing_can_be_reserved_zeros_are_written() {
         let fs = SimFs::default();
-        reserve(&Old(fs.create_new("f".as_ref()).unwrap()), 0x1000).unwrap();
+        let file = Old(fs.create_new("f".as_ref()).unwrap());
+        reserve(&file, 0x1000, &Stop::new()).unwrap();
         fs.sync_dir().unwrap();
         let after = fs.copy().power_loss(&mut Default::default(), 0);
         assert_eq!(after.read("f").unwrap(), [0; 0x1000]);

@@ -11,6 +11,7 @@ use super::{failed, partial_name};
 use crate::disk::{Fs, FsFile};
 use crate::error::{Error, Kind, Result};
 use crate::pg::{Lsn, Segment, SegmentNo, SegmentSize, TimelineId};
+use crate::work::stop::Stop;
 
 /// Writes the WAL of one timeline after the other into segment files.
 pub struct SegmentWriter<F: Fs> {
@@ -27,6 +28,7 @@ pub struct SegmentWriter<F: Fs> {
     /// The append that met a full disk began here; it may come again.
     refused: Option<Lsn>,
     poisoned: bool,
+    stop: Stop,
 }
 
 impl<F: Fs> SegmentWriter<F> {
@@ -48,7 +50,13 @@ impl<F: Fs> SegmentWriter<F> {
             fork: None,
             refused: None,
             poisoned: false,
+            stop: Stop::new(),
         })
+    }
+
+    /// From now on `stop` ends the making of a new segment file.
+    pub fn heed(&mut self, stop: &Stop) {
+        self.stop = stop.clone();
     }
 
     /// The timeline being written.
@@ -73,7 +81,8 @@ impl<F: Fs> SegmentWriter<F> {
 
     /// Writes `bytes`, which begin at `lsn`, and seals every segment they complete. Else nothing is synced. A gap or an
     /// overlap is `Kind::Protocol`. `Kind::Full` means that there is no room for a new segment file: call again with
-    /// the same bytes when there is. After any other error only a new writer goes on.
+    /// the same bytes when there is. `Kind::Interrupted` is the same for one who was told to stop (`heed`). After any other
+    /// error only a new writer goes on.
     pub fn append(&mut self, lsn: Lsn, bytes: &[u8]) -> Result<()> {
         self.check_sound()?;
         let mut rest = &bytes[self.taken_already(lsn, bytes.len())?..];
@@ -161,8 +170,9 @@ impl<F: Fs> SegmentWriter<F> {
             true => Empty::Reserved,
             false => Empty::Zeros,
         };
-        match prepare(&self.fs, self.size, segment, self.fork.as_ref(), empty) {
-            Err(e) if e.kind() == Kind::Full => Err(e),
+        let fork = self.fork.as_ref();
+        match prepare(&self.fs, self.size, segment, fork, empty, &self.stop) {
+            Err(e) if matches!(e.kind(), Kind::Full | Kind::Interrupted) => Err(e),
             other => {
                 self.open = Some(self.or_poison(other)?);
                 self.fork = None;
@@ -311,6 +321,24 @@ mod tests {
             operations.push(fs.operations());
         }
         assert!(operations[1] + 2 < operations[0], "{operations:?}");
+    }
+
+    #[test]
+    fn a_stop_ends_the_making_of_a_file_and_does_no_harm() {
+        let fs = SimFs::default();
+        let mut writer = writer(&fs);
+        let stop = Stop::new();
+        writer.heed(&stop);
+        writer.append(Lsn(0x3000), &[1; 0x800]).unwrap();
+        stop.set();
+        // What is there already is still filled and sealed, and the next one is not begun.
+        let error = writer.append(Lsn(0x3800), &[2; 0x1000]).unwrap_err();
+        assert_eq!(error.kind(), Kind::Interrupted);
+        assert_eq!(writer.flush().unwrap(), Lsn(0x4000));
+        assert_eq!(fs.names(), [FIRST]);
+        writer.heed(&Stop::new());
+        writer.append(Lsn(0x3800), &[2; 0x1000]).unwrap();
+        assert_eq!(writer.flush().unwrap(), Lsn(0x4800));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Stores: keys and bytes, no WAL, no backups. One backend is one file; `retry` and `faulty` are decorators with
+//! Stores: keys and bytes, no WAL, no backups. One backend is one file; `retry`, `until` and `faulty` are decorators with
 //! the same trait; `suite` is the one conformance test that every backend runs.
 //!
 //! What every backend promises:
@@ -19,6 +19,7 @@ use s3::S3;
 use std::fmt;
 use std::io::Read;
 use std::time::Duration;
+use until::Until;
 
 #[doc(hidden)]
 pub mod faulty;
@@ -30,6 +31,7 @@ pub mod retry;
 pub mod s3;
 #[doc(hidden)]
 pub mod suite;
+mod until;
 
 pub use prefix::Prefix;
 
@@ -115,16 +117,27 @@ pub struct Options {
     pub retry: retry::Policy,
     /// What ends the pauses between two tries.
     pub stop: Stop,
+    /// What ends everything else too, requests under way included: for those who have nothing to take back in the store
+    /// when they end.
+    pub until: Option<Stop>,
 }
 
 /// The store of a prefix, behind its retries. Nothing is asked of it yet. The one place that names all backends.
 pub fn open(options: &Options) -> Result<Box<dyn Store>> {
     let backend: Box<dyn Store> = match &options.prefix {
         Prefix::File(root) => Box::new(FileStore::new(root)),
-        Prefix::S3 { bucket, path } => Box::new(S3::new(bucket, path, &options.s3)?),
+        Prefix::S3 { bucket, path } => {
+            let mut s3 = options.s3.clone();
+            s3.stop = options.until.clone().unwrap_or_default();
+            Box::new(S3::new(bucket, path, &s3)?)
+        }
     };
-    let stop = options.stop.clone();
-    Ok(Box::new(Retry::new(backend, options.retry, stop)))
+    let stop = options.until.as_ref().unwrap_or(&options.stop).clone();
+    let patient = Retry::new(backend, options.retry, stop);
+    Ok(match &options.until {
+        None => Box::new(patient),
+        Some(stop) => Box::new(Until::new(Box::new(patient), stop.clone())),
+    })
 }
 
 /// Keys and bytes. Every method may be called from many threads.
@@ -205,6 +218,7 @@ mod tests {
                     request_idle: Duration::from_secs(1),
                 },
                 stop: Stop::new(),
+                until: Some(Stop::new()),
             };
             assert_eq!(open(&options).unwrap().location(), text);
         }

@@ -17,6 +17,7 @@ mod profile;
 #[cfg(test)]
 mod script;
 mod sign;
+mod tcp;
 #[cfg(test)]
 mod tests;
 mod track;
@@ -29,6 +30,7 @@ pub use endpoint::Addressing;
 use super::{Body, Features, Key, ObjectInfo, Store, Upload, When};
 use crate::error::{Error, Kind, Result};
 use crate::limits;
+use crate::work::stop::Stop;
 use client::{Ask, Client, Failure};
 use credentials::Provider;
 use endpoint::Endpoint;
@@ -73,6 +75,8 @@ pub struct Options {
     pub conditional_put: Option<bool>,
     /// Whether checksum headers are sent and asked for. Off only for stores that refuse them.
     pub checksums: bool,
+    /// What ends requests under way.
+    pub stop: Stop,
 }
 
 impl Default for Options {
@@ -94,6 +98,7 @@ impl Default for Options {
             credentials: Sources::default(),
             conditional_put: None,
             checksums: true,
+            stop: Stop::new(),
         }
     }
 }
@@ -131,6 +136,7 @@ impl S3 {
             system_certs_file: options.system_certs_file.clone(),
             system_certs_dir: options.system_certs_dir.clone(),
             connections: options.threads,
+            stop: options.stop.clone(),
         })?;
         let path = path.trim_matches('/');
         let base = if path.is_empty() {

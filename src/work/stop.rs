@@ -17,6 +17,8 @@ struct Shared {
     stopped: AtomicBool,
     /// The signal that stopped it; 0 for none.
     signal: AtomicI32,
+    /// When it stops by itself.
+    deadline: Option<Instant>,
     /// Guards the children, and is what waiters sleep on.
     children: Mutex<Vec<Weak<Shared>>>,
     wake: Condvar,
@@ -48,7 +50,21 @@ impl Stop {
 
     /// A stop of its own that also stops when this one does.
     pub fn child(&self) -> Stop {
-        let child = Stop::new();
+        self.child_until(self.0.deadline)
+    }
+
+    /// A child that stops by itself after `time`.
+    pub fn within(&self, time: Duration) -> Stop {
+        let own = Instant::now().checked_add(time);
+        let both = own.into_iter().chain(self.0.deadline);
+        self.child_until(both.min())
+    }
+
+    fn child_until(&self, deadline: Option<Instant>) -> Stop {
+        let child = Stop(Arc::new(Shared {
+            deadline,
+            ..Shared::default()
+        }));
         let mut children = self.0.lock();
         children.retain(|c| c.strong_count() > 0);
         children.push(Arc::downgrade(&child.0));
@@ -67,7 +83,7 @@ impl Stop {
 
     /// Whether it is time to stop.
     pub fn is_set(&self) -> bool {
-        self.0.stopped.load(Ordering::Acquire)
+        self.0.stopped.load(Ordering::Acquire) || self.0.left().is_zero()
     }
 
     /// `Kind::Interrupted` once it is time to stop.
@@ -96,7 +112,7 @@ impl Stop {
             if left.is_zero() {
                 return false;
             }
-            let woken = self.0.wake.wait_timeout(guard, left);
+            let woken = self.0.wake.wait_timeout(guard, left.min(self.0.left()));
             guard = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         true
@@ -120,6 +136,13 @@ impl Shared {
         for child in children.iter().filter_map(Weak::upgrade) {
             child.raise(signal);
         }
+    }
+
+    /// The time until it stops by itself.
+    fn left(&self) -> Duration {
+        self.deadline.map_or(Duration::MAX, |at| {
+            at.saturating_duration_since(Instant::now())
+        })
     }
 
     /// Nothing can panic while it is held, and if it did, the list would still be whole.
@@ -178,6 +201,19 @@ mod tests {
             late.check().unwrap_err().message(),
             "interrupted by SIGTERM"
         );
+    }
+
+    #[test]
+    fn time_stops_a_child_alone() {
+        let parent = Stop::new();
+        let timed = parent.within(Duration::from_millis(1));
+        let grandchild = timed.within(LONG);
+        assert!(grandchild.wait(LONG) && timed.is_set() && timed.child().is_set());
+        assert_eq!(timed.check().unwrap_err().kind(), Kind::Interrupted);
+        assert!(!parent.is_set() && !parent.within(LONG).is_set());
+        let never = parent.within(Duration::MAX);
+        parent.set();
+        assert!(never.is_set());
     }
 
     #[test]

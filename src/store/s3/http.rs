@@ -8,11 +8,14 @@
 //!   Nothing else is retried here.
 //! * H3 Certificates are loaded with the first https request, not before: they cost milliseconds.
 //! * H4 Nothing is taken from the environment: no proxy, unless it is given.
+//! * H5 A stop ends every wait, and what fails after it is `Kind::Interrupted`.
 
 use super::error;
+use super::tcp::{Dial, Resolve};
 use super::track::{Stale, Track};
 use crate::disk;
 use crate::error::{Error, Kind, Result};
+use crate::work::stop::Stop;
 use std::fmt;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -20,10 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use ureq::http;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, TlsProvider};
-use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{
-    ConnectProxyConnector, Connector, RustlsConnector, TcpConnector,
-};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector};
 use ureq::{Agent, Proxy};
 
 /// How long a kept-alive connection may wait for its next request. Servers close after 5 to 60 s; a dead one
@@ -47,6 +47,8 @@ pub struct HttpOptions {
     pub system_certs_dir: Option<PathBuf>,
     /// How many threads send requests: as many connections are kept.
     pub connections: usize,
+    /// What ends requests under way.
+    pub stop: Stop,
 }
 
 /// One request. The body is borrowed: nothing copies it.
@@ -74,6 +76,7 @@ pub struct Answer {
     pub headers: http::HeaderMap,
     body: ureq::Body,
     origin: String,
+    stop: Stop,
 }
 
 impl Answer {
@@ -92,6 +95,7 @@ impl Answer {
         BodyReader {
             inner: self.body.into_with_config().limit(u64::MAX).reader(),
             origin: self.origin,
+            stop: self.stop,
         }
     }
 
@@ -121,13 +125,15 @@ impl Answer {
 pub struct BodyReader {
     inner: ureq::BodyReader<'static>,
     origin: String,
+    stop: Stop,
 }
 
 impl Read for BodyReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.inner.read(buffer).map_err(|cause| {
             let cause = ureq::Error::from(cause);
-            error::transport(&self.origin, "while its answer was read", cause).into()
+            let failed = || error::transport(&self.origin, "while its answer was read", cause);
+            self.stop.check().err().unwrap_or_else(failed).into()
         })
     }
 }
@@ -157,7 +163,10 @@ impl Http {
     pub fn send(&self, call: &Call<'_>) -> Result<Answer> {
         let agent = self.agent(call.url)?;
         let origin = origin_of(call.url).to_string();
-        let failed = |cause| error::transport(&origin, "before it answered", cause);
+        let failed = |cause| {
+            let failed = || error::transport(&origin, "before it answered", cause);
+            self.options.stop.check().err().unwrap_or_else(failed)
+        };
         let mut outcome = self.try_once(&agent, call, IDLE_CONNECTION_MAX)?;
         let stale = matches!(&outcome, Err(ureq::Error::Other(cause)) if cause.is::<Stale>());
         if stale && call.repeatable {
@@ -169,6 +178,7 @@ impl Http {
             headers: head.headers,
             body,
             origin,
+            stop: self.options.stop.clone(),
         })
     }
 
@@ -260,13 +270,13 @@ impl Http {
             .build();
         let connector =
             ().chain(ConnectProxyConnector::default())
-                .chain(TcpConnector::default())
+                .chain(Dial(self.options.stop.clone()))
                 .chain(RustlsConnector::default())
                 .chain(Track);
         Ok(Agent::with_parts(
             config,
             connector,
-            DefaultResolver::default(),
+            Resolve(self.options.stop.clone()),
         ))
     }
 

@@ -13,6 +13,7 @@ fn http() -> Http {
         system_certs_file: None,
         system_certs_dir: None,
         connections: 1,
+        stop: crate::work::stop::Stop::new(),
     })
     .unwrap()
 }

@@ -7,14 +7,19 @@ use std::io::Write;
 const IDLE: Duration = Duration::from_millis(1200);
 
 fn client(ca_file: Option<PathBuf>) -> Http {
+    client_until(ca_file, IDLE, Stop::new())
+}
+
+fn client_until(ca_file: Option<PathBuf>, idle: Duration, stop: Stop) -> Http {
     Http::new(HttpOptions {
-        request_timeout: IDLE,
+        request_timeout: idle,
         connect_timeout: Duration::from_secs(5),
         proxy: None,
         ca_file,
         system_certs_file: None,
         system_certs_dir: None,
         connections: 2,
+        stop,
     })
     .unwrap()
 }
@@ -191,6 +196,38 @@ fn a_server_that_stops_reading_is_given_up() {
     let error = send(&client(None), &server.url, Some(&body)).err().unwrap();
     assert_eq!(error.kind(), Kind::Transient, "{error}");
     assert!(error.message().contains("made no progress"), "{error}");
+}
+
+#[test]
+fn a_stop_ends_every_wait() {
+    const LONG: Duration = Duration::from_secs(600);
+    let part = "HTTP/1.1 200 X\r\ncontent-length: 10\r\n\r\n12345";
+    let body = vec![7u8; 64 << 20];
+    let rows: [(&str, Act, Option<&[u8]>); 3] = [
+        ("silence", Act::SayAndHang(String::new()), None),
+        (
+            "silence within the body",
+            Act::SayAndHang(part.into()),
+            None,
+        ),
+        ("a server that stops reading", Act::StopReading, Some(&body)),
+    ];
+    for (name, act, body) in rows {
+        let server = serve(vec![act]);
+        let stop = Stop::new();
+        let http = client_until(None, LONG, stop.within(Duration::from_millis(300)));
+        let answer = send(&http, &server.url, body).and_then(|answer| answer.text(1000));
+        assert_eq!(answer.unwrap_err().kind(), Kind::Interrupted, "{name}");
+    }
+}
+
+#[test]
+fn after_a_stop_a_last_request_has_a_moment() {
+    let server = serve(vec![Act::Say(answer(200, "", "taken back"))]);
+    let stop = Stop::new();
+    stop.set();
+    let http = client_until(None, IDLE, stop);
+    assert_eq!(text(&http, &server.url).unwrap(), "taken back");
 }
 
 #[test]
