@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::archive::{self, Archive, lsn, segments_of, sha256, unzstd, zstd};
-use crate::support::cluster::{Cluster, Stop, tools_bin};
+use crate::support::cluster::{Cluster, Stop};
 use crate::support::seawall::Seawall;
 use crate::support::{Scratch, give_to_postgres, run, wait_for};
 
@@ -531,9 +531,9 @@ fn matrix_the_wal_of_another_server_is_not_taken_for_the_backups() {
     let nobody = "archive_mode is off: the backup will wait for WAL that nobody may archive";
     local().run().expect(5, &[nobody]);
     clone.execute("select pg_create_physical_replication_slot('receiver')");
-    let receiver = Seawall::of(&scratch, tools_bin().join("pg_receivewal"))
+    let receiver = Seawall::new(&scratch)
         .envs(clone.client_env())
-        .args(["--slot", "receiver", "--directory"])
+        .args(["wal-receive", "--slot", "receiver", "--directory"])
         .arg(scratch.dir("received"))
         .spawn();
     wait_for(Duration::from_secs(30), "the receiver", || {

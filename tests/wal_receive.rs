@@ -135,13 +135,17 @@ fn matrix_wal_is_received_and_uploaded_byte_for_byte() {
     let receiver = kept.command(archive.seawall(), &server);
     let running = receiver.args(["--keep-local", "always"]).spawn();
     let beside = scratch.dir("beside");
-    let _witness = Seawall::of(&scratch, tools_bin().join("pg_receivewal"))
-        .envs(server.client_env())
-        .arg("--directory")
-        .arg(&beside)
-        .spawn();
-    wait_for(PATIENCE, "both receivers", || {
-        server.number("select count(*) from pg_stat_replication") == 2
+    // That of version 15 refuses newer servers.
+    let witness = (server.major() <= 15).then(|| {
+        Seawall::of(&scratch, tools_bin().join("pg_receivewal"))
+            .envs(server.client_env())
+            .arg("--directory")
+            .arg(&beside)
+            .spawn()
+    });
+    let receivers = 1 + i64::from(witness.is_some());
+    wait_for(PATIENCE, "all receivers", || {
+        server.number("select count(*) from pg_stat_replication") == receivers
     });
 
     let last = write_wal(&server, 5);
@@ -151,10 +155,12 @@ fn matrix_wal_is_received_and_uploaded_byte_for_byte() {
     });
     // The same bytes: in the spool, on the server, with another receiver, in the archive.
     assert!(compare_with_server(&kept.spool, &server) >= 5);
-    wait_for(PATIENCE, "the last segment beside", || {
-        beside.join(&last).exists()
-    });
-    assert!(compare(&kept.spool, &beside) >= 5);
+    if witness.is_some() {
+        wait_for(PATIENCE, "the last segment beside", || {
+            beside.join(&last).exists()
+        });
+        assert!(compare(&kept.spool, &beside) >= 5);
+    }
     let stored = crate::support::archive::unzstd(&archive.get(&key).unwrap());
     assert!(stored == fs::read(kept.spool.join(&last)).unwrap());
 
@@ -369,7 +375,7 @@ fn wait_caught_up(primary: &Cluster, standby: &Cluster) {
 }
 
 #[test]
-fn matrix_timelines_are_followed_in_mid_segment_and_on_its_border() {
+fn timelines_are_followed_in_mid_segment_and_on_its_border() {
     for on_border in [false, true] {
         let scratch = Scratch::new();
         let archive = Archive::directory(&scratch, "archive");
