@@ -81,7 +81,8 @@ impl<F: Fs> Writer<'_, F> {
     }
 
     /// Writes a batch as soon as there is room for it; `false` when it was given up, for want of room when the reader has
-    /// gone, or because it is time to stop and its file is not made yet. What was not written was not acknowledged either, and is asked for again.
+    /// gone, or because it is time to stop and its file is not made yet. What was not written was not acknowledged
+    /// either, and is asked for again.
     fn write(&mut self, batch: Batch) -> Result<bool> {
         let flushed = self.segments.flush_lsn();
         let mut told = false;
