@@ -145,11 +145,14 @@ impl Progress {
     }
 
     /// The server asks how far we are, and what is flushed is to get into the archive at once: a server that shuts down
-    /// waits for that.
-    pub fn want_archived(&self) {
-        if self.waits_for_archive() {
-            self.wanted.raise(self.flushed.get());
+    /// waits for that. Answers whether that is more than it had asked for before.
+    pub fn want_archived(&self) -> bool {
+        let flushed = self.flushed.get();
+        let more = self.waits_for_archive() && self.wanted.get() < flushed;
+        if more {
+            self.wanted.raise(flushed);
         }
+        more
     }
 
     /// Up to where the server has asked for what the archive does not have yet.

@@ -69,8 +69,8 @@ impl<F: Fs> Writer<'_, F> {
                 self.flush()?;
                 self.report();
             }
-            if asked {
-                self.progress.want_archived();
+            // Once: while it shuts down the server asks again after each answer.
+            if asked && self.progress.want_archived() {
                 // Full: it will look anyway.
                 let _ = self.sealed.try_send(());
             }
