@@ -65,6 +65,29 @@ need_rust() {
     fi
 }
 
+# A file system of their own for the directories of the tests, for as long as the calling script runs: ext4 with a
+# journal. One without looks at each inode that was freed in the last minutes before it makes a file, and tests that
+# remove a thousand files each then wait for that, half of the time. Without loop devices they go where they always go.
+test_disk() {
+    local gib image place
+    place=$(mktemp --directory "${TMPDIR:-/tmp}/sw.XXXXXX")
+    # What is not used takes no room, but it must be there when it is.
+    gib=$(($(df --output=avail --block-size=1G "$place" | tail --lines 1) * 3 / 4))
+    if [ ! -e /dev/loop-control ] || [ "$gib" -lt 12 ]; then
+        say "tests use ${TMPDIR:-/tmp} itself: no loop devices, or less than 16 GiB"
+        rmdir "$place"
+        return 0
+    fi
+    image=$place.img
+    # shellcheck disable=SC2064
+    trap "umount --lazy '$place' 2>/dev/null; rmdir '$place'; rm --force '$image'" EXIT
+    truncate --size "$((gib < 48 ? gib : 48))G" "$image"
+    mkfs.ext4 -q -F -m 0 "$image"
+    mount --options loop,discard,noatime "$image" "$place"
+    chmod 1777 "$place"
+    export TMPDIR=$place
+}
+
 need_postgres() {
     need_packages "$postgres_bin/initdb=postgresql-15" "/usr/share/postgresql/15/extension/amcheck.control=postgresql-contrib"
 }

@@ -1,12 +1,12 @@
 //! A file system in a file, and power loss: a copy of the file, made while it is mounted, has what reached the device
-//! and nothing that only the page cache knew. Mounting needs root and loop devices; it is unmounted when dropped, and
-//! the loop device goes with the mount.
+//! and nothing that only the page cache knew. It needs loop devices; one goes with the mount.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Scratch, give_to_postgres, is_root, run, unique};
+use super::mount::Mount;
+use super::{Scratch, is_root, run, unique};
 
 /// Room for a spool, its journal included.
 const BYTES: u64 = 48 << 20;
@@ -14,10 +14,10 @@ const BYTES: u64 = 48 << 20;
 /// What is not synced stays off the device for longer than any test takes, and a rename brings nothing along.
 const OPTIONS: &str = "loop,commit=600,noauto_da_alloc";
 
-/// A mounted ext4. Declare it after the `Scratch` it lies in, so that it goes first.
+/// A mounted ext4.
 pub struct Ext4 {
     image: PathBuf,
-    path: PathBuf,
+    mount: Mount,
 }
 
 impl Ext4 {
@@ -46,19 +46,14 @@ impl Ext4 {
     }
 
     fn mount(scratch: &Scratch, image: PathBuf) -> Ext4 {
-        let path = scratch.dir(format!("ext4-{}", unique()));
-        let mut mount = Command::new("mount");
-        run(mount
-            .args(["-t", "ext4", "-o", OPTIONS])
-            .args([&image, &path]));
-        let mounted = Ext4 { image, path };
-        give_to_postgres(&mounted.path, 0o700);
-        mounted
+        let name = format!("ext4-{}", unique());
+        let mount = Mount::new(scratch, &name, &["-t", "ext4", "-o", OPTIONS], &image);
+        Ext4 { image, mount }
     }
 
     /// Where it is mounted.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.mount.path()
     }
 
     /// The file that it is in.
@@ -68,7 +63,7 @@ impl Ext4 {
 
     /// Makes everything in it durable.
     pub fn sync(&self) {
-        run(Command::new("sync").arg("--file-system").arg(&self.path));
+        run(Command::new("sync").arg("--file-system").arg(self.path()));
     }
 
     /// What would be found if the power failed now, mounted. Who writes must have been stopped: a copy that is older at
@@ -88,14 +83,6 @@ impl Ext4 {
 
 impl Drop for Ext4 {
     fn drop(&mut self) {
-        // Lazy: a process of the test may still stand in it.
-        let status = Command::new("umount")
-            .arg("--lazy")
-            .arg(&self.path)
-            .status();
-        if !status.is_ok_and(|s| s.success()) {
-            eprintln!("could not unmount {}", self.path.display());
-        }
         let _ = fs::remove_file(&self.image);
     }
 }

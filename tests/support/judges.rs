@@ -50,7 +50,7 @@ pub fn verifybackup_findings(data: &Path) -> Option<String> {
 }
 
 /// A restored directory that was not started yet is what its manifest says: pg_verifybackup decides if it can, our
-/// script where it cannot. That they agree is a test of its own, because the script is slow.
+/// script where it cannot. That they agree is a test of its own.
 #[track_caller]
 pub fn assert_verified(data: &Path) {
     let found = verifybackup_findings(data).unwrap_or_else(|| manifest_findings(data));

@@ -20,6 +20,7 @@ pub mod ext4;
 pub mod judges;
 pub mod load;
 pub mod minio;
+pub mod mount;
 pub mod ports;
 pub mod proxy;
 pub mod rclone;
