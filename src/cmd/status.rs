@@ -5,15 +5,16 @@ use super::arguments::{absolute_path, optional_path, usage};
 use super::output::{human_bytes, human_duration, print, print_json};
 use crate::error::Result;
 use crate::pg::timestamp::Timestamp;
+use crate::relay;
 use crate::relay::status::{Document, FILE_NAME, Position};
 use crate::work::now;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use serde::Serialize;
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A status that is older than this is not one of a living process: it is written every second.
+/// A status that is older than this is not one of a process that works: it is written every second.
 const STALE: Duration = Duration::from_secs(30);
 
 /// What was asked for.
@@ -79,7 +80,9 @@ pub fn run(_context: &Context, args: &Args) -> Result<()> {
     let document = Document::read(&args.file)?;
     let updated: Timestamp = document.updated.parse()?;
     let age = Duration::from_micros(u64::try_from(now().0 - updated.0).unwrap_or(0));
-    let running = document.state != "stopped" && age < STALE;
+    // A spool that is not to be seen from here does not tell: then the age alone does.
+    let alive = relay::is_running(Path::new(&document.spool.directory)).unwrap_or(true);
+    let running = document.state != "stopped" && alive && age < STALE;
     match args.json {
         true => print_json(&Shown {
             running,
@@ -132,8 +135,8 @@ fn text(document: &Document, running: bool, age: Duration) -> String {
         human_bytes(document.spool.bytes)
     );
     line("spool", &spool);
-    if let Some((time, error)) = &document.last_error {
-        line("last error", &format!("{time}: {error}"));
+    if let Some(error) = &document.last_error {
+        line("last error", &format!("{}: {}", error.at, error.message));
     }
     out
 }

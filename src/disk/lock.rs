@@ -35,6 +35,17 @@ impl Lock {
         note_owner(&mut file).map_err(|e| failed("write", path, e))?;
         Ok(Lock { _file: file })
     }
+
+    /// Whether some process holds it now; the file alone says nothing. Whoever tries to take it in that very moment is
+    /// refused, and should try once more.
+    pub fn is_held(path: &Path) -> Result<bool> {
+        let file = File::open(path).map_err(|e| failed("open lock file", path, e))?;
+        match file.try_lock_shared() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(e)) => Err(failed("lock", path, e)),
+        }
+    }
 }
 
 fn note_owner(file: &mut File) -> std::io::Result<()> {
@@ -71,7 +82,9 @@ mod tests {
         assert_eq!(refused.kind(), Kind::Locked);
         let holder = format!("is locked by process {}", std::process::id());
         assert!(refused.message().ends_with(&holder), "{refused}");
+        assert!(Lock::is_held(&path).unwrap());
         drop(first);
+        assert!(!Lock::is_held(&path).unwrap());
         Lock::try_acquire(&path).unwrap();
     }
 

@@ -157,7 +157,7 @@ struct Course {
 /// Receives until it is told to stop, the end position is reached or nobody knows any more what is on the disk.
 pub fn run(options: &Options<'_>, connect: &dyn Connect, stop: &Stop) -> Result<()> {
     refuse_unfit(&options.directory)?;
-    let _lock = lock(options)?;
+    let _lock = lock(&options.directory, stop)?;
     make_ready(&options.directory)?;
     let relay = Relay {
         options,
@@ -224,10 +224,24 @@ fn spool_is_sound(error: &Error) -> bool {
     )
 }
 
-/// One seawall per directory.
-fn lock(options: &Options<'_>) -> Result<Lock> {
-    let directory = &options.directory;
-    Lock::try_acquire(&directory.join("seawall.lock"))
+/// In the spool: held by the receiver that writes there.
+const LOCK: &str = "seawall.lock";
+
+/// One seawall per directory. Who asks `is_running` has the lock for a moment, so it is tried more than once.
+fn lock(directory: &Path, stop: &Stop) -> Result<Lock> {
+    let path = directory.join(LOCK);
+    for _ in 0..5 {
+        match Lock::try_acquire(&path) {
+            Err(e) if e.kind() == Kind::Locked => stop.wait(Duration::from_millis(20)),
+            other => return other,
+        };
+    }
+    Lock::try_acquire(&path)
+}
+
+/// Whether a receiver writes into this spool now.
+pub fn is_running(directory: &Path) -> Result<bool> {
+    Lock::is_held(&directory.join(LOCK))
 }
 
 /// A directory that is there and is no server's: its WAL would be taken for what was received, and removed once it is
@@ -495,6 +509,22 @@ fn may_pass(error: &Error, has_streamed: bool) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_for_a_receiver_is_in_nobodys_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let stop = Stop::new();
+        drop(lock(dir.path(), &stop).unwrap());
+        assert!(!is_running(dir.path()).unwrap());
+        let asking = std::fs::File::open(dir.path().join(LOCK)).unwrap();
+        asking.try_lock_shared().unwrap();
+        std::thread::scope(|threads| {
+            let receiver = threads.spawn(|| lock(dir.path(), &stop));
+            drop(asking);
+            let _held = receiver.join().unwrap().unwrap();
+            assert!(is_running(dir.path()).unwrap());
+        });
+    }
 
     #[test]
     fn a_stop_excuses_all_but_a_spool_that_was_not_written() {

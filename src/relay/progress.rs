@@ -2,7 +2,7 @@
 //! shows. Positions are `received ≥ written ≥ flushed`; each is durable, or handed to the kernel, before it is raised.
 
 use super::lock_of;
-use super::status::{Document, Lag, Position};
+use super::status::{Document, Lag, Position, Trouble};
 use crate::error::Result;
 use crate::pg::timestamp::Timestamp;
 use crate::pg::{Lsn, TimelineId};
@@ -220,10 +220,10 @@ impl Progress {
             written: position(&self.written),
             flushed: position(&self.flushed),
             archived: position(&self.archived),
-            last_error: facts
-                .last_error
-                .as_ref()
-                .map(|(time, text)| (time.to_string(), text.clone())),
+            last_error: facts.last_error.as_ref().map(|(time, text)| Trouble {
+                at: time.to_string(),
+                message: text.clone(),
+            }),
             ..Document::default()
         }
     }

@@ -47,8 +47,17 @@ pub struct Document {
     pub archived: Option<Position>,
     /// The directory.
     pub spool: Spool,
-    /// Time and text of the last thing that went wrong.
-    pub last_error: Option<(String, String)>,
+    /// The last thing that went wrong.
+    pub last_error: Option<Trouble>,
+}
+
+/// Something that went wrong.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// When, RFC 3339, UTC.
+    pub at: String,
+    /// What.
+    pub message: String,
 }
 
 /// A position and how far it is behind the server.
