@@ -272,12 +272,16 @@ fn blows(count: usize, chance: &mut Chance) -> Vec<Blow> {
     blows
 }
 
+fn archive_in<'a>(scratch: &'a Scratch, store: &Minio) -> Archive<'a> {
+    let bucket = store.bucket("crash");
+    Archive::of_witness(scratch, store.env(&bucket.name()), bucket)
+}
+
 #[test]
 fn whatever_dies_no_acknowledged_commit_is_lost() {
     let scratch = Scratch::new();
     let store = Minio::lasting(&scratch);
-    let bucket = store.bucket("crash");
-    let archive = Archive::of_witness(&scratch, store.env(&bucket.name()), bucket);
+    let archive = archive_in(&scratch, &store);
     let spool = scratch.dir("spool");
     let mut site = Site::new(&scratch, &archive, spool, Setup::default(), FAST);
     let mut chance = Chance::new();
@@ -301,8 +305,7 @@ fn a_store_that_is_down_costs_room_on_the_disk_alone() {
     // Given a receiver that uploads,
     let scratch = Scratch::new();
     let store = Minio::lasting(&scratch);
-    let bucket = store.bucket("down");
-    let archive = Archive::of_witness(&scratch, store.env(&bucket.name()), bucket);
+    let archive = archive_in(&scratch, &store);
     let spool = scratch.dir("spool");
     let mut site = Site::new(&scratch, &archive, spool, Setup::default(), FAST);
     let pid = site.receiver().pid();

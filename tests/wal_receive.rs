@@ -88,6 +88,13 @@ fn server<'a>(scratch: &'a Scratch, name: &str) -> Builder<'a> {
         .config("fsync", "on")
 }
 
+/// A server with a slot, and its receiver.
+fn production(scratch: &Scratch) -> (Cluster, Receiver<'_>) {
+    let server = server(scratch, "production").start();
+    create_slot(scratch, &server);
+    (server, Receiver::new(scratch, "spool"))
+}
+
 /// Writes about `mib` MiB of WAL and ends its last segment; answers that segment's name.
 fn write_wal(server: &Cluster, mib: u32) -> String {
     server.execute("create table if not exists filler (t text)");
@@ -113,10 +120,9 @@ fn compare(spool: &Path, other: &Path) -> usize {
             .unwrap_or_default();
         let theirs = other.join(name);
         if name.len() == 24 && theirs.exists() {
-            assert!(
-                fs::read(&path).unwrap() == fs::read(theirs).unwrap(),
-                "{name}"
-            );
+            let (ours, theirs) = (fs::read(&path).unwrap(), fs::read(theirs).unwrap());
+            let differs = ours.iter().zip(&theirs).position(|(a, b)| a != b);
+            assert_eq!((ours.len(), differs), (theirs.len(), None), "{name}");
             same += 1;
         }
     }
@@ -223,8 +229,17 @@ fn it_is_pg_receivewal_changed_by_one_word() {
     run(&mut other);
     let end = server.value("select pg_current_wal_lsn()::text");
     write_wal(&server, 1);
-    let words = ["-n", "-E", &end];
+    let words = ["-n", "-E", &end, "-Z", "none"];
     receiver.plain(&server).args(words).run().ok();
+    // What it must not do it says so.
+    for (word, value, says) in [
+        ("--no-sync", "", "synced"),
+        ("-Z", "gzip:5", "SEAWALL_COMPRESSION"),
+    ] {
+        let words = [word, value].into_iter().filter(|word| !word.is_empty());
+        let refused = receiver.plain(&server).args(words).run();
+        refused.expect(2, &["is not possible", "Leave it out", says]);
+    }
     assert!(compare_with_server(&receiver.spool, &server) >= 1);
     let whole: BTreeSet<String> = names(&receiver.spool)
         .into_iter()
@@ -321,9 +336,7 @@ fn matrix_as_synchronous_standby_it_loses_no_acknowledged_commit() {
 #[test]
 fn a_fast_shutdown_does_not_wait_and_the_server_is_met_again() {
     let scratch = Scratch::new();
-    let mut server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (mut server, receiver) = production(&scratch);
     let mut running = receiver.plain(&server).arg("--synchronous").spawn();
     write_wal(&server, 1);
     receiver.wait_flushed(&server);
@@ -345,14 +358,22 @@ fn a_fast_shutdown_does_not_wait_and_the_server_is_met_again() {
     running.terminate();
 }
 
-/// A standby of `primary` with its own archive of nothing, which follows it by streaming.
-fn standby(scratch: &Scratch, primary: &Cluster, name: &str) -> Cluster {
+/// A standby of `primary` with its own archive of nothing, which follows it by streaming. It begins as a copy of the
+/// primary while that is stopped, which needs no tool of its version.
+fn standby(scratch: &Scratch, primary: &mut Cluster, name: &str) -> Cluster {
     let data = scratch.join(name);
-    let mut basebackup = primary.tool("pg_basebackup");
-    basebackup
-        .args(["--checkpoint=fast", "--wal-method=stream", "--pgdata"])
-        .arg(&data);
-    run(&mut basebackup);
+    primary.stop(Stop::Fast);
+    let mut copy = std::process::Command::new("cp");
+    run(copy.arg("--archive").arg(primary.data()).arg(&data));
+    primary.start();
+    // No recycled files: once a switch record is replayed, a cascading server sends the rest of its segment even where
+    // that has not arrived yet, and then it is what was in the file before.
+    let present = primary.value("select pg_walfile_name(pg_current_wal_lsn())");
+    for name in names(&data.join("pg_wal")) {
+        if name.len() == 24 && name > present {
+            fs::remove_file(data.join("pg_wal").join(name)).expect("a recycled segment");
+        }
+    }
     fs::write(data.join("standby.signal"), "").expect("standby.signal");
     give_to_postgres(&data.join("standby.signal"), 0o600);
     let mut standby = Cluster::builder(scratch, name).on(data);
@@ -375,12 +396,12 @@ fn wait_caught_up(primary: &Cluster, standby: &Cluster) {
 }
 
 #[test]
-fn timelines_are_followed_in_mid_segment_and_on_its_border() {
+fn matrix_timelines_are_followed_in_mid_segment_and_on_its_border() {
     for on_border in [false, true] {
         let scratch = Scratch::new();
         let archive = Archive::directory(&scratch, "archive");
         let mut primary = server(&scratch, "primary").start();
-        let standby = standby(&scratch, &primary, "standby");
+        let standby = standby(&scratch, &mut primary, "standby");
         standby.execute("select pg_create_physical_replication_slot('spool', true)");
         let receiver = Receiver::new(&scratch, "spool");
         let command = receiver.command(archive.seawall(), &standby);
@@ -431,9 +452,7 @@ fn timelines_are_followed_in_mid_segment_and_on_its_border() {
 fn the_archive_may_be_down_for_as_long_as_it_likes() {
     let scratch = Scratch::new();
     let archive = Archive::directory(&scratch, "archive");
-    let server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (server, receiver) = production(&scratch);
     let command = receiver.command(archive.seawall(), &server);
     let mut running = command.env("SEAWALL_RETRY_TIMEOUT", "1s").spawn();
     let first = write_wal(&server, 1);
@@ -496,9 +515,7 @@ fn an_archive_that_hangs_holds_up_neither_receiving_nor_the_end() {
     std::thread::spawn(move || {
         let _held: Vec<_> = listener.incoming().collect();
     });
-    let server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (server, receiver) = production(&scratch);
     let seawall = || Seawall::new(&scratch).envs(s3_env(&endpoint, "bucket"));
     // and a spool that tells where to go on,
     let running = receiver.plain(&server).spawn();
@@ -533,9 +550,7 @@ fn an_upload_that_hangs_does_not_hold_up_the_end() {
     let bucket = Minio::plain().bucket("hanging");
     let env = s3_env(&proxy.endpoint(), &bucket.name());
     let archive = Archive::of_witness(&scratch, env, bucket);
-    let server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (server, receiver) = production(&scratch);
     proxy.rule(Rule::new(Fault::Silence).method("PUT").path("wal_005"));
     let running = receiver.command(archive.seawall(), &server).spawn();
     let last = write_wal(&server, 1);
@@ -597,12 +612,45 @@ fn a_full_disk_pauses_and_loses_nothing() {
 }
 
 #[test]
+fn a_spool_that_is_full_still_takes_the_segment_it_has_begun() {
+    let scratch = Scratch::new();
+    let (server, receiver) = production(&scratch);
+    let running = receiver.plain(&server).spawn();
+    write_wal(&server, 1);
+    server.execute("create table begun as select 1");
+    receiver.wait_flushed(&server);
+    running.kill9();
+    let segments = || {
+        let names = names(&receiver.spool).into_iter();
+        names.filter(|name| name.len() >= 24).collect::<Vec<_>>()
+    };
+    let full = segments();
+    assert!(full.last().unwrap().ends_with(".partial"), "{full:?}");
+    let most = format!("{}MiB", full.len());
+    let command = receiver.plain(&server).args(["--spool-max", &most]);
+    let running = command.spawn();
+    receiver.wait_flushed(&server);
+    assert_eq!(segments(), full);
+    let last = write_wal(&server, 2);
+    wait_for(PATIENCE, "a receiver that pauses", || {
+        receiver.status()["state"] == "paused"
+    });
+    assert_eq!(segments().len(), full.len());
+    // One that is killed is not shown as running.
+    running.kill9();
+    let status = Seawall::new(&scratch).args(["status", "--directory"]);
+    let shown = status.arg(&receiver.spool).run().ok().text();
+    assert!(shown.contains("NOT RUNNING"), "{shown}");
+    let running = receiver.plain(&server).spawn();
+    wait_for(PATIENCE, "the last segment", || receiver.has(&last));
+    running.terminate();
+}
+
+#[test]
 fn a_gap_is_named_and_accepted_only_by_word() {
     let scratch = Scratch::new();
     let archive = Archive::directory(&scratch, "archive");
-    let server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (server, receiver) = production(&scratch);
     let command = || receiver.command(archive.seawall(), &server);
     let running = command().spawn();
     let first = write_wal(&server, 1);
@@ -738,9 +786,7 @@ fn a_history_that_the_archive_will_not_take_holds_up_its_timeline_alone() {
     // Given a spool full of the first timeline, a server on the second, and an archive that knows another second one,
     let scratch = Scratch::new();
     let archive = Archive::directory(&scratch, "archive");
-    let mut server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (mut server, receiver) = production(&scratch);
     let running = receiver.plain(&server).spawn();
     let last = write_wal(&server, 6);
     wait_for(PATIENCE, "the first timeline in the spool", || {
@@ -846,9 +892,7 @@ fn another_cluster_is_refused_by_spool_and_archive() {
 #[test]
 fn one_receiver_per_spool_and_a_busy_slot_is_waited_for() {
     let scratch = Scratch::new();
-    let server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (server, receiver) = production(&scratch);
     let running = receiver.plain(&server).spawn();
     write_wal(&server, 1);
     receiver.wait_flushed(&server);
@@ -1073,9 +1117,7 @@ fn a_fast_shutdown_waits_for_the_archive_but_not_for_ever() {
     // Given a server that waits for what the store has, which gets it once an hour,
     let scratch = Scratch::new();
     let archive = Archive::directory(&scratch, "archive");
-    let mut server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (mut server, receiver) = production(&scratch);
     let words = ["--acknowledge", "archived", "--partial-every", "1h"];
     let command = receiver.command(archive.seawall(), &server).args(words);
     let running = command.env("SEAWALL_RETRY_TIMEOUT", "1s").spawn();
@@ -1110,9 +1152,7 @@ fn segments_of_another_cluster_are_not_sent() {
     let archive = Archive::directory(&scratch, "archive");
     let other = server(&scratch, "other").start();
     let stranger = write_wal(&other, 20);
-    let server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (server, receiver) = production(&scratch);
     let running = receiver.command(archive.seawall(), &server).spawn();
     let first = write_wal(&server, 1);
     let key = |segment: &str| format!("wal_005/{segment}.zst");
@@ -1158,10 +1198,10 @@ fn the_slot_is_asked_of_the_server_that_sends() {
 #[test]
 fn a_standby_that_starts_again_is_waited_for() {
     let scratch = Scratch::new();
-    let primary = server(&scratch, "primary")
+    let mut primary = server(&scratch, "primary")
         .config("wal_keep_size", "100MB")
         .start();
-    let mut standby = standby(&scratch, &primary, "standby");
+    let mut standby = standby(&scratch, &mut primary, "standby");
     standby.execute("select pg_create_physical_replication_slot('spool', true)");
     let receiver = Receiver::new(&scratch, "spool");
     let mut running = receiver.plain(&standby).spawn();
@@ -1191,9 +1231,7 @@ fn a_standby_that_starts_again_is_waited_for() {
 #[test]
 fn another_server_at_the_same_address_ends_it() {
     let scratch = Scratch::new();
-    let mut production = server(&scratch, "production").start();
-    create_slot(&scratch, &production);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (mut production, receiver) = production(&scratch);
     let running = receiver.plain(&production).spawn();
     let last = write_wal(&production, 1);
     wait_for(PATIENCE, "a segment", || receiver.has(&last));
@@ -1211,9 +1249,7 @@ fn another_server_at_the_same_address_ends_it() {
 #[test]
 fn a_server_that_stops_answering_is_given_up_and_met_again() {
     let scratch = Scratch::new();
-    let server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (server, receiver) = production(&scratch);
     let patient = receiver.plain(&server).args(["--receive-timeout", "2s"]);
     let running = patient.spawn();
     receiver.wait_flushed(&server);
@@ -1278,9 +1314,7 @@ fn what_is_archived_while_the_receiver_connects_counts() {
     let bucket = Minio::plain().bucket("meanwhile");
     let env = s3_env(&proxy.endpoint(), &bucket.name());
     let archive = Archive::of_witness(&scratch, env, bucket);
-    let server = server(&scratch, "production").start();
-    create_slot(&scratch, &server);
-    let receiver = Receiver::new(&scratch, "spool");
+    let (server, receiver) = production(&scratch);
     let running = receiver.plain(&server).arg("--synchronous").spawn();
     let whole = write_wal(&server, 1);
     server.execute("create table begun as select 1");

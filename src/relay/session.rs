@@ -3,6 +3,7 @@
 use super::reader::{End, Reader};
 use super::writer::Writer;
 use super::{Course, Item, Outcome, Relay, Rules};
+use crate::archive::Archive;
 use crate::archive::gaps::Gap;
 use crate::archive::identity::Identity;
 use crate::disk::os::OsDir;
@@ -28,6 +29,8 @@ struct Server {
     flush: Lsn,
     /// Its timeline and how it came there.
     path: TimelineHistory,
+    /// Whether the archive, if there is one, was found to be of its cluster, and so can be asked more.
+    archive_answers: bool,
 }
 
 /// Where a session goes on.
@@ -141,17 +144,20 @@ impl Relay<'_> {
             segment_size,
         };
         owner::refuse_stranger(&self.spool, cluster.system_id, segment_size)?;
-        if let Some(upload) = &self.options.upload {
-            self.ask_archive(upload, asking, |archive| {
-                archive.claim(&cluster, crate::work::now())
-            })?;
-        }
+        let archive_answers = match &self.options.upload {
+            Some(upload) => {
+                let claim = |archive: &Archive| archive.claim(&cluster, crate::work::now());
+                self.ask_archive(upload, asking, claim)?.is_some()
+            }
+            None => false,
+        };
         let path = self.keep_history(conn, identity.timeline)?;
         Ok(Server {
             system_id: identity.system_id,
             segment_size,
             flush: identity.flush,
             path,
+            archive_answers,
         })
     }
 
@@ -227,7 +233,8 @@ impl Relay<'_> {
         restart: Option<Lsn>,
         asking: &Stop,
     ) -> Result<Option<BTreeSet<Segment>>> {
-        let Some(upload) = &self.options.upload else {
+        let upload = self.options.upload.as_ref();
+        let Some(upload) = upload.filter(|_| server.archive_answers) else {
             return Ok(None);
         };
         let size = server.segment_size;
@@ -391,7 +398,7 @@ impl Relay<'_> {
             stop: stop.clone(),
             given_up: Stop::new(),
         };
-        let room = || self.has_room();
+        let room = |segment| self.has_room(segment);
         crew::run(stop, |crew| {
             let (rules, progress) = (&rules, &self.progress);
             let writer = Writer {
@@ -424,13 +431,13 @@ impl Relay<'_> {
         })
     }
 
-    /// Whether the spool may become larger by a segment.
-    fn has_room(&self) -> bool {
+    /// Whether there may be a file of this segment: there is one, or the spool may become larger by it.
+    fn has_room(&self, segment: Segment) -> bool {
         let Some(most) = self.options.spool_bytes_max else {
             return true;
         };
         // What cannot be counted is not too much.
-        self.spool_status().bytes < most
+        self.spool_status().bytes < most || owner::has_begun(&self.spool, segment)
     }
 }
 

@@ -7,7 +7,7 @@ use super::{Item, Rules};
 use crate::disk::Fs;
 use crate::error::{Kind, Result};
 use crate::limits::RECEIVE_SYNC_BYTES;
-use crate::pg::{Lsn, SegmentNo};
+use crate::pg::{Lsn, Segment, SegmentNo};
 use crate::spool::writer::SegmentWriter;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
@@ -29,8 +29,8 @@ pub struct Writer<'a, F: Fs> {
     pub progress: &'a Progress,
     /// What was asked for.
     pub rules: &'a Rules,
-    /// Whether the spool may grow by one more segment.
-    pub room: &'a (dyn Fn() -> bool + Sync),
+    /// Whether the spool may hold this segment, of which nothing was written in this life.
+    pub room: &'a (dyn Fn(Segment) -> bool + Sync),
 }
 
 impl<F: Fs> Writer<'_, F> {
@@ -89,7 +89,8 @@ impl<F: Fs> Writer<'_, F> {
         self.segments
             .server_reaches(Lsn(self.progress.server.get()));
         loop {
-            let written = match self.needs_room(&batch) && !(self.room)() {
+            let begun = self.begun_by(&batch);
+            let written = match begun.is_some_and(|segment| !(self.room)(segment)) {
                 true => Err("the spool is as large as it may become".to_string()),
                 false => match self.segments.append(batch.lsn, &batch.bytes) {
                     Err(e) if e.kind() == Kind::Full => Err(e.one_line()),
@@ -121,12 +122,12 @@ impl<F: Fs> Writer<'_, F> {
         Ok(true)
     }
 
-    /// Whether a batch takes a new segment file.
-    fn needs_room(&self, batch: &Batch) -> bool {
+    /// The last segment that a batch begins.
+    fn begun_by(&self, batch: &Batch) -> Option<Segment> {
         let size = self.rules.segment_size;
         let (at, end) = (self.segments.write_lsn(), batch.end());
         let last = SegmentNo::holding(Lsn(end.0.saturating_sub(1)), size);
-        last.start(size) >= at
+        (last.start(size) >= at).then(|| Segment::new(self.segments.timeline(), last, size))
     }
 
     fn tell(&self, told: &mut bool, why: &str) {

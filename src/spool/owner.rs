@@ -80,6 +80,11 @@ fn stranger(name: &str, header: &SegmentHeader, server: SystemId, size: SegmentS
     .hint("Give each cluster a spool directory of its own, or connect to the right server.")
 }
 
+/// Whether there is a file that is being filled with this segment.
+pub fn has_begun<F: Fs>(fs: &F, segment: Segment) -> bool {
+    fs.open(partial_name(segment).as_ref()).is_ok()
+}
+
 /// Counts.
 pub fn usage<F: Fs>(fs: &F, size: SegmentSize) -> Result<Usage> {
     let contents = look(fs)?;
