@@ -250,7 +250,11 @@ fn usage_error(rendered: &str) -> Error {
     if let Some(usage) = usage {
         hint = format!("{hint} Usage: {usage}").trim().to_string();
     }
-    Error::new(Kind::Usage, message.join(" ")).hint(hint)
+    let error = Error::new(Kind::Usage, message.join(" "));
+    match hint.is_empty() {
+        true => error,
+        false => error.hint(hint),
+    }
 }
 
 fn capitalized(tip: &str) -> String {
@@ -382,6 +386,9 @@ mod tests {
             hint.contains("--pool-size") && hint.contains("Usage: "),
             "{hint}"
         );
+        let error = tree().try_get_matches_from(words("seawall wal-receive --directory"));
+        let error = usage_error(&error.unwrap_err().render().to_string());
+        assert_eq!(error.hint_text(), None, "{error}");
         let error = tree().try_get_matches_from(words("seawall wal-fetch"));
         let error = usage_error(&error.unwrap_err().render().to_string());
         let message = error.message();

@@ -66,6 +66,7 @@ fn the_table_the_details_and_the_json_tell_the_same() {
                 "name": name,
                 "finish_time": ours["finish_time"],
                 "mode": mode,
+                "host": ours["host"],
                 "label": label,
                 "start_lsn": ours["start_lsn"],
                 "stop_lsn": ours["stop_lsn"],

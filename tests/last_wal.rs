@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use crate::support::archive::{Archive, filter, sha256, unzstd, zstd};
 use crate::support::cluster::{Cluster, tools_bin};
+use crate::support::minio::{Minio, s3_env};
+use crate::support::proxy::{Fault, Proxy, Rule};
 use crate::support::seawall::{Outcome, Seawall};
 use crate::support::wal::{Wal, WalFile, next_name};
 use crate::support::{Scratch, Server, as_postgres, run, unique, wait_for};
@@ -855,6 +857,45 @@ fn a_complete_archived_segment_is_cut_where_its_timeline_was_left() {
         whole(options, 1);
         whole(options, 2);
     }
+}
+
+/// Between the question what there is and the one for the segment, it is archived: whole, though it was left.
+#[test]
+fn what_is_archived_while_it_is_looked_for_is_asked_for_again() {
+    // Given a timeline that was left, and a store that answers the question for the segment late,
+    let host = Host::new();
+    let proxy = Proxy::start(Minio::plain().port());
+    let bucket = Minio::plain().bucket("meanwhile");
+    let env = s3_env(&proxy.endpoint(), &bucket.name());
+    let archive = Archive::of_witness(&host.scratch, env, bucket);
+    let push = archive.seawall().cwd(&host.data);
+    push.args(["wal-push", &format!("pg_wal/{}", segment(0).name)])
+        .run()
+        .ok();
+    let history = format!("1\t{}\tx\n", position(1, 40_000));
+    archive.put("wal_005/00000002.history.zst", &zstd(history.as_bytes()));
+    let key = format!("wal_005/{}.zst", segment(1).name);
+    proxy.rule(
+        Rule::new(Fault::Late(Duration::from_secs(5)))
+            .method("GET")
+            .path(&key),
+    );
+
+    // when the segment arrives in between, then nothing is delivered, and the next one is cut.
+    let fetch = || host.fetch(&archive, &["--partial"], &segment(1).name);
+    let fetching = fetch().env("SEAWALL_RETRY_TIMEOUT", "1min").spawn();
+    wait_for(PATIENCE, "the question for it", || {
+        let requests = proxy.requests();
+        requests
+            .iter()
+            .any(|asked| asked.method == "GET" && asked.path.ends_with(&key))
+    });
+    archive.put(&key, &zstd(&segment(1).bytes));
+    let outcome = fetching.wait(PATIENCE);
+    assert!(outcome.stdout.is_empty());
+    outcome.expect(208, &["was archived while it was looked for"]);
+    proxy.clear();
+    gives(fetch(), &padded(1, 40_000));
 }
 
 /// The receiver of a promoted server died before it had sent what that server had from the old one.

@@ -11,6 +11,7 @@ use crate::backup::recovery::{Target, target_time};
 use crate::backup::spec::Placement;
 use crate::disk;
 use crate::error::{Error, Kind, Result};
+use crate::pg::timestamp::Timestamp;
 use crate::pg::{Lsn, SegmentSize, TimelineId};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command};
 use std::path::Path;
@@ -70,17 +71,19 @@ pub struct Recovery {
     pub standby: bool,
     /// In place of the one that seawall writes.
     pub restore_command: Option<String>,
-    /// What the one that seawall writes may fetch beside the archive's complete segments.
-    pub last_wal: LastWal,
+    /// How the one that seawall writes fetches.
+    pub wal_fetch: WalFetch,
 }
 
 /// Options of the `wal-fetch` in the `restore_command`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LastWal {
+pub struct WalFetch {
     /// `--spool`, absolute.
     pub spool: Option<PathBuf>,
     /// `--partial`.
     pub partial: bool,
+    /// `--on-hole`.
+    pub on_hole: Option<String>,
 }
 
 /// The verb's command line.
@@ -145,7 +148,7 @@ fn tablespace_options() -> [Arg; 4] {
     ]
 }
 
-fn recovery_options() -> [Arg; 7] {
+fn recovery_options() -> [Arg; 8] {
     [
         Arg::new("recovery")
             .long("recovery")
@@ -182,6 +185,18 @@ fn recovery_options() -> [Arg; 7] {
             .long_help(
                 "Let the restore_command fetch unfinished segments of the archive, too: seawall wal-fetch\n\
                  --partial. Implies --recovery.",
+            ),
+        Arg::new("on-hole")
+            .long("on-hole")
+            .value_name("WHAT")
+            .value_parser(["auto", "abort", "absent"])
+            .hide_possible_values(true)
+            .conflicts_with("restore-command")
+            .help("What a missing segment is to the restore_command while later ones exist")
+            .long_help(
+                "What a missing segment is to the restore_command while later ones exist: auto, abort or absent, as\n\
+                 seawall wal-fetch --on-hole has it. absent ends the recovery at a hole and gives up what is behind\n\
+                 it. Implies --recovery.",
             ),
         Arg::new("keep-archiving")
             .long("keep-archiving")
@@ -316,11 +331,12 @@ fn recovery(matches: &ArgMatches) -> Result<Option<Recovery>> {
         exclusive: matches.get_flag("target-exclusive"),
         standby: matches.get_flag("standby"),
         restore_command: text(matches, "restore-command"),
-        last_wal: LastWal {
+        wal_fetch: WalFetch {
             spool: optional_path(matches, "spool")
                 .map(|path| absolute_path(&path))
                 .transpose()?,
             partial: matches.get_flag("partial"),
+            on_hole: text(matches, "on-hole"),
         },
     };
     let wanted = matches.get_flag("recovery")
@@ -328,7 +344,7 @@ fn recovery(matches: &ArgMatches) -> Result<Option<Recovery>> {
         || recovery.timeline.is_some()
         || recovery.standby
         || recovery.restore_command.is_some()
-        || recovery.last_wal != LastWal::default();
+        || recovery.wal_fetch != WalFetch::default();
     Ok(wanted.then_some(recovery))
 }
 
@@ -399,6 +415,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
         waldir: args.waldir.clone(),
         settings: settings.clone(),
     };
+    warn_of_the_future(args, crate::work::now());
     log::info!("restoring {} into \"{}\"", backup.id, args.pgdata.display());
     let progress = Progress::new(&context.screen, "restoring", 0);
     let restored = fetch::fetch(
@@ -429,10 +446,22 @@ fn moment(args: &Args) -> Option<Moment> {
     }
 }
 
+/// It is no mistake that can be proven, clocks differ: but such a recovery ends in failure, after hours perhaps.
+fn warn_of_the_future(args: &Args, now: Timestamp) {
+    if let Some(Moment::Time(time)) = moment(args)
+        && time > now
+    {
+        log::warn!(
+            "--target-time {time} lies in the future: PostgreSQL will replay all WAL, not find it, and end with \
+             \"recovery ended before configured recovery target was reached\""
+        );
+    }
+}
+
 /// A directory that is not there would be noticed only at the end of the archived WAL.
 fn check_spool(args: &Args) -> Result<()> {
     let asked = args.recovery.as_ref();
-    let Some(spool) = asked.and_then(|recovery| recovery.last_wal.spool.as_ref()) else {
+    let Some(spool) = asked.and_then(|recovery| recovery.wal_fetch.spool.as_ref()) else {
         return Ok(());
     };
     match disk::stat(spool)? {
@@ -496,10 +525,10 @@ fn placement(asked: &Tablespaces) -> Result<Placement> {
 /// The options of `wal-fetch`. With unfinished segments it matters on which timeline the recovery ends.
 fn fetch_options(asked: &Recovery, own_timeline: TimelineId) -> Result<Vec<String>> {
     let mut options = Vec::new();
-    if let Some(spool) = &asked.last_wal.spool {
+    if let Some(spool) = &asked.wal_fetch.spool {
         options.extend(["--spool".to_string(), path_text(spool)?]);
     }
-    if asked.last_wal.partial {
+    if asked.wal_fetch.partial {
         options.push("--partial".to_string());
     }
     let timeline = match asked.timeline.as_deref() {
@@ -510,6 +539,9 @@ fn fetch_options(asked: &Recovery, own_timeline: TimelineId) -> Result<Vec<Strin
     };
     if let Some(timeline) = timeline.filter(|_| !options.is_empty()) {
         options.extend(["--timeline".to_string(), timeline.to_string()]);
+    }
+    if let Some(what) = &asked.wal_fetch.on_hole {
+        options.extend(["--on-hole".to_string(), what.clone()]);
     }
     Ok(options)
 }
@@ -638,7 +670,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_wal_is_for_wal_fetch() {
+    fn options_of_the_wal_fetch_in_the_restore_command() {
         let options = |words: &[&str]| {
             let recovery = parse(words).unwrap().recovery.expect("implied");
             fetch_options(&recovery, TimelineId(3)).unwrap().join(" ")
@@ -658,6 +690,8 @@ mod tests {
         }
         let immediate = options(&["--partial", "--target-immediate"]);
         assert_eq!(immediate, "--partial --timeline 3");
+        let to_the_hole = ["--on-hole", "absent", "--target-timeline", "2"];
+        assert_eq!(options(&to_the_hole), "--on-hole absent");
     }
 
     #[test]

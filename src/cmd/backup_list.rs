@@ -58,6 +58,7 @@ struct Shown {
     name: String,
     finish_time: String,
     mode: Option<String>,
+    host: Option<String>,
     label: Option<String>,
     start_lsn: Option<String>,
     stop_lsn: Option<String>,
@@ -117,6 +118,7 @@ fn shown(backup: &Backup, detail: bool) -> Shown {
         name: backup.id.to_string(),
         finish_time: backup.finished().to_string(),
         mode: details.map(|d| d.mode.to_string()),
+        host: details.map(|d| d.host.clone()),
         label: details.map(|d| d.label.clone()),
         start_lsn: details.map(|d| d.start_lsn.clone()),
         stop_lsn: details.map(|d| d.stop_lsn.clone()),
@@ -161,6 +163,7 @@ fn detailed(backups: &[Backup]) -> String {
         ("stop", Align::Left),
         ("wal_segment_backup_stop", Align::Left),
         ("bad_pages", Align::Right),
+        ("host", Align::Left),
         ("data_directory", Align::Left),
         ("tablespaces", Align::Left),
         ("label", Align::Left),
@@ -184,6 +187,7 @@ fn detailed(backups: &[Backup]) -> String {
             text(shown.stop_lsn),
             shown.wal_segment_backup_stop,
             text(shown.bad_pages.map(|count| count.to_string())),
+            text(shown.host),
             spec.base_prefix.clone(),
             if spaces.is_empty() {
                 "-".to_string()

@@ -110,6 +110,9 @@ pub fn command() -> Command {
                 "Give a connection up after so long a silence of the server; 0 is never. After half of it the\n\
                  server is asked for a sign of life.",
             ),
+        // pg_receivewal's, known only to be answered.
+        flag("no-sync").hide(true),
+        value("compress", "METHOD").short('Z').hide(true),
         flag("upload")
             .conflicts_with("no-upload")
             .help("Put whole segments into the archive (default if there is a prefix)"),
@@ -195,7 +198,23 @@ pub fn args(matches: &ArgMatches) -> Result<Args> {
     })
 }
 
+/// What pg_receivewal can do and a receiver of ours must not.
+fn refuse_foreign(matches: &ArgMatches) -> Result<()> {
+    if matches.get_flag("no-sync") {
+        return Err(usage("--no-sync is not possible")
+            .detail("What the server is told to be safe here is safe: it is synced before.")
+            .hint("Leave it out."));
+    }
+    if text(matches, "compress").is_some_and(|method| !matches!(method.as_str(), "0" | "none")) {
+        return Err(usage("--compress is not possible in the spool")
+            .detail("A segment there can be given to a recovery as it is. In the archive segments are compressed.")
+            .hint("Leave it out; SEAWALL_COMPRESSION is how the archive compresses."));
+    }
+    Ok(())
+}
+
 fn receive(matches: &ArgMatches) -> Result<Receive> {
+    refuse_foreign(matches)?;
     let directory = optional_path(matches, "directory")
         .ok_or_else(|| usage("--directory DIR is needed").hint("It is where received WAL goes."))?;
     let acknowledge = match word(matches, "acknowledge") {
