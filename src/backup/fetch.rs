@@ -20,8 +20,10 @@ use crate::limits;
 use crate::pg::control::ControlFile;
 use crate::pg::version::ServerVersion;
 use crate::store::Key;
+use crate::work::ahead::Ahead;
 use crate::work::pool;
 use crate::work::stop::Stop;
+use crate::work::thread_name;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -38,6 +40,9 @@ pub struct Options {
     /// What is written into the copy's configuration.
     pub settings: recovery::Settings,
 }
+
+/// Buffers of decoded bytes that wait for the disk, per worker.
+const DECODED_AHEAD: usize = 4;
 
 /// The file that a server cannot be started without.
 const CONTROL: &str = "global/pg_control";
@@ -152,7 +157,7 @@ fn read_manifest(archive: &Archive, object: &Object, room: &mut Room<'_>) -> Res
     let mut reader = BufReader::new(StoredObject::open(archive, object)?);
     let expected = Expected::read(&mut reader, &mut |name, size| room.add(name, size))
         .map_err(|e| present(e).context(format!("could not use the manifest {}", object.key)))?;
-    reader.into_inner().finish()?;
+    finish(reader)?;
     Ok(expected)
 }
 
@@ -171,7 +176,10 @@ impl Restore<'_> {
     }
 
     fn part(&self, object: &Object) -> Result<()> {
-        let reader = StoredObject::open(self.archive, object)?;
+        let stored = StoredObject::open(self.archive, object)?;
+        // Decoding and writing take turns on no thread: the disk would wait for the one, the processor for the other.
+        let name = format!("{}-ahead", thread_name());
+        let reader = Ahead::start(&name, stored, DECODED_AHEAD, limits::COPY_BUFFER_BYTES)?;
         let mut archive = tar::Reader::new(reader);
         let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
         while let Some(header) = archive.next_member()? {
@@ -192,7 +200,7 @@ impl Restore<'_> {
                 }
             }
         }
-        archive.into_inner().finish()
+        finish(archive.into_inner())
     }
 
     fn file(
@@ -258,7 +266,7 @@ impl Restore<'_> {
         self.target.links()?;
         let mut reader = StoredObject::open(self.archive, &details.manifest)?;
         self.target.write_new("backup_manifest", &mut reader)?;
-        reader.finish()?;
+        finish(reader)?;
         settings.in_place_tablespaces |=
             self.target.has_in_place_tablespaces() && knows_in_place_tablespaces(details);
         if settings.in_place_tablespaces {
@@ -273,12 +281,13 @@ impl Restore<'_> {
     }
 }
 
-/// An object of a backup: decoded, and compared with the digest in the sentinel.
+/// An object of a backup: decoded, and at its end compared with the digest in the sentinel.
 struct StoredObject {
     key: String,
     decoded: Box<dyn Read + Send>,
     digest: Arc<Mutex<Sha256>>,
     sha256: String,
+    checked: bool,
 }
 
 /// Counts the stored bytes into a digest on their way to the decoder.
@@ -326,17 +335,18 @@ impl StoredObject {
             decoded,
             digest,
             sha256: object.sha256.clone(),
+            checked: false,
         })
     }
 
-    /// Reads what is left and compares the digest.
-    fn finish(mut self) -> Result<()> {
-        std::io::copy(&mut self.decoded, &mut std::io::sink())
-            .map_err(|e| from_io("could not read the object", e))?;
-        drop(self.decoded);
+    fn check(&mut self) -> Result<()> {
+        if self.checked {
+            return Ok(());
+        }
         let digest = std::mem::take(&mut *self.digest.lock().expect("one reader"));
         let found = hex(&digest.finish());
-        if found == self.sha256 {
+        self.checked = found == self.sha256;
+        if self.checked {
             return Ok(());
         }
         Err(Error::new(
@@ -352,8 +362,19 @@ impl StoredObject {
 
 impl Read for StoredObject {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.decoded.read(buffer)
+        let count = self.decoded.read(buffer)?;
+        if count == 0 && !buffer.is_empty() {
+            self.check()?;
+        }
+        Ok(count)
     }
+}
+
+/// Reads what is left of a stored object, to the comparison at its end.
+fn finish(mut reader: impl Read) -> Result<()> {
+    std::io::copy(&mut reader, &mut std::io::sink())
+        .map_err(|e| from_io("could not read the object", e))?;
+    Ok(())
 }
 
 /// A part that is gone is a hole in the archive, not "no such backup".
