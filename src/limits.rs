@@ -97,6 +97,14 @@ pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// fills its disk, and synchronous commits wait.
 pub const ARCHIVE_ASK_MAX: Duration = Duration::from_secs(5);
 
+/// How long `wal-push` still archives what waits once its own file is archived: PostgreSQL waits for it, and a server
+/// that shuts down too.
+pub const AHEAD_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// When what a `wal-push` noted of segments that it archived ahead is of no more use: PostgreSQL asks within seconds, and
+/// after an outage everything may be asked for again.
+pub const LEDGER_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// How long a request to a store still goes on once it is to be ended: enough to take back a begun upload where the
 /// store answers, and short against the second in which a receiver ends.
 pub const STORE_STOP_GRACE: Duration = Duration::from_millis(200);

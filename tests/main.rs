@@ -9,6 +9,7 @@
 // Tests report to people.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod ahead;
 mod backup_fetch;
 mod backup_list;
 mod backup_push;

@@ -53,10 +53,17 @@ impl Context {
         self.archive_in(&self.config.store_options(retry_default, &self.stop)?)
     }
 
-    /// The same, of which nothing more is asked once `stop` is raised.
+    /// The same, of which nothing more is asked once `stop` is raised, and what is under way is cut.
     pub fn archive_until(&self, retry_default: Duration, stop: &Stop) -> Result<Archive> {
         let mut options = self.config.store_options(retry_default, stop)?;
         options.until = Some(stop.clone());
+        self.archive_in(&options)
+    }
+
+    /// The same, of which nothing more is asked once `end` is raised; what is under way comes to its end.
+    pub fn archive_ending(&self, retry_default: Duration, end: &Stop) -> Result<Archive> {
+        let mut options = self.config.store_options(retry_default, &self.stop)?;
+        options.until = Some(end.clone());
         self.archive_in(&options)
     }
 

@@ -9,6 +9,8 @@ use crate::disk;
 use crate::error::{Error, Kind, Result};
 use crate::pg::WalName;
 use crate::pg::wal_header::{HEADER_BYTES, SegmentHeader};
+use crate::transfer::{Ahead, Ledger};
+use crate::work::stop::Stop;
 use crate::work::{now, unless_stopped};
 use clap::{Arg, ArgMatches, Command};
 use std::io::Read;
@@ -65,14 +67,44 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 fn push(context: &Context, path: &Path) -> Result<()> {
     let name = name_of(path)?;
     refuse_unfinished(path, name)?;
-    let archive = context.archive(WAL_RETRY)?;
+    let end = Stop::new();
+    let archive = context.archive_ending(WAL_RETRY, &end)?;
     let identity = identity(path, name)?;
+    let ledger = Ledger::of(&archive);
+    let own = match (name, &identity) {
+        (WalName::Segment(segment), Some(cluster)) => Some((segment, cluster)),
+        _ => None,
+    };
+    if let Some((segment, cluster)) = own
+        && ledger.vouches_for(segment, path, cluster.system_id)?
+    {
+        log::info!("{name} was archived ahead");
+        return Ok(());
+    }
     let expect = Expect {
         system_id: identity.as_ref().map(|cluster| cluster.system_id),
         segment_size: identity.as_ref().map(|cluster| cluster.segment_size),
     };
     let permit = || permit(&archive, identity.as_ref(), name);
-    match archive.put_wal(name, path, expect, permit)? {
+    let put = || archive.put_wal(name, path, expect, permit);
+    let put = match own {
+        Some((segment, cluster)) => {
+            ledger.sweep(segment);
+            let ahead = Ahead {
+                archive: &archive,
+                ledger: &ledger,
+                directory: disk::parent_of(path).to_path_buf(),
+                system_id: cluster.system_id,
+                segment_size: cluster.segment_size,
+                count: context.config.wal_ahead(),
+                threads: context.config.upload_threads(),
+                end,
+            };
+            ahead.along_with(segment, put, &context.stop)?
+        }
+        None => put()?,
+    };
+    match put {
         Put::Stored(bytes) => log::info!(
             "archived {name} ({bytes} bytes) in {}",
             archive.store.location()

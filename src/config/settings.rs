@@ -170,8 +170,8 @@ pub const SETTINGS: &[Setting] = &[
         .rule("the number of cores, at least 2, at most 8"),
     row(Archive, "wal.ahead", "SEAWALL_WAL_AHEAD")
         .doc(
-            "Segments that wal-push may archive ahead of PostgreSQL's request. Accepted \
-         and checked; this release archives the one it is asked for.",
+            "Segments that one wal-push archives beyond the one it is asked for, if they \
+         wait behind it; 0 is none.",
         )
         .unit(Unit::Count(0, 1024))
         .value("8"),

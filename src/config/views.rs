@@ -76,6 +76,12 @@ impl Config {
         self.threads("upload.threads")
     }
 
+    /// How many segments a wal-push may archive ahead.
+    pub fn wal_ahead(&self) -> usize {
+        let set = self.text("wal.ahead");
+        set.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+    }
+
     /// Threads that fetch, decompress and write.
     pub fn download_threads(&self) -> usize {
         self.threads("download.threads")
