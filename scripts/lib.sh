@@ -67,25 +67,38 @@ need_rust() {
 
 # A file system of their own for the directories of the tests, for as long as the calling script runs: ext4 with a
 # journal. One without looks at each inode that was freed in the last minutes before it makes a file, and tests that
-# remove a thousand files each then wait for that, half of the time. Without loop devices they go where they always go.
+# remove a thousand files each then wait for that, half of the time. Where that cannot be, and where a test's directory
+# is to be kept, they go where they always go.
 test_disk() {
-    local gib image place
-    place=$(mktemp --directory "${TMPDIR:-/tmp}/sw.XXXXXX")
+    local gib image place base=${TMPDIR:-/tmp}
+    # What was killed left these; their locks fell with it.
+    for image in "$base"/sw.*.img; do
+        [ -e "$image" ] && flock --nonblock "$image" true && drop_test_disk "${image%.img}"
+    done
+    [ -z "${SEAWALL_TEST_KEEP:-}${SEAWALL_TEST_DISK:-}" ] || return 0
     # What is not used takes no room, but it must be there when it is.
-    gib=$(($(df --output=avail --block-size=1G "$place" | tail --lines 1) * 3 / 4))
-    if [ ! -e /dev/loop-control ] || [ "$gib" -lt 12 ]; then
-        say "tests use ${TMPDIR:-/tmp} itself: no loop devices, or less than 16 GiB"
-        rmdir "$place"
-        return 0
-    fi
+    gib=$(($(df --output=avail --block-size=1G "$base" | tail --lines 1) * 3 / 4))
+    place=$(mktemp --directory "$base/sw.XXXXXX")
     image=$place.img
     # shellcheck disable=SC2064
-    trap "umount --lazy '$place' 2>/dev/null; rmdir '$place'; rm --force '$image'" EXIT
-    truncate --size "$((gib < 48 ? gib : 48))G" "$image"
-    mkfs.ext4 -q -F -m 0 "$image"
-    mount --options loop,discard,noatime "$image" "$place"
+    trap "drop_test_disk '$place'" EXIT
+    touch "$image"
+    exec {test_disk_lock}<"$image"
+    flock "$test_disk_lock"
+    if [ "$gib" -lt 12 ] || ! truncate --size "$((gib < 48 ? gib : 48))G" "$image" || ! mkfs.ext4 -q -F -m 0 "$image" \
+        || ! mount --options loop,discard,noatime "$image" "$place"; then
+        say "tests use $base itself: no loop devices, or less than 16 GiB"
+        drop_test_disk "$place"
+        return 0
+    fi
     chmod 1777 "$place"
-    export TMPDIR=$place
+    export TMPDIR=$place SEAWALL_TEST_DISK=$place
+}
+
+drop_test_disk() {
+    umount --lazy "$1" 2>/dev/null || true
+    rmdir "$1" 2>/dev/null || true
+    rm --force "$1.img"
 }
 
 need_postgres() {

@@ -6,7 +6,7 @@
 //! ```text
 //! 5 words      cli · cmd/ (one file per verb; output) · config
 //! 4 workflows  relay/ (reader, writer, uploader of wal-receive) · backup/ (scan, parts, push, fetch, recovery) ·
-//!              transfer/ (the last WAL, branches)
+//!              transfer/ (look-ahead, the last WAL, branches)
 //! 3 meaning    archive/ (keys, wal, growing, gaps, sentinel, catalog, identity) · spool/ (the local WAL directory;
 //!              crash-critical)
 //! 2 outward    store/ (trait Store; file, s3, mem; retry; suite) · wire/ (the one socket to PostgreSQL; SQL)
@@ -19,7 +19,7 @@
 //! ```text
 //! wal-receive   cmd → relay ⟨wal-reader: wire/replication⟩ ═batches═▶ ⟨wal-writer: spool/writer, one sync per round⟩
 //!                     ┄hint┄▶ ⟨upload-n: spool/queue → archive/wal.put⟩     back: flushed | archived → status update
-//! wal-push      cmd → archive/wal.put → codec → store
+//! wal-push      cmd → archive/wal.put → codec → store; what waits behind it: transfer/ahead ⟨archive/wal.put, in turn⟩
 //! wal-fetch     cmd → transfer/last → archive/wal.get → store → codec → disk/durable → DEST
 //!                                   ↳ proven absent: spool directory, or what grows in the archive
 //! backup-push   cmd → backup/push: start → scan → parts through the pool ⟨read → tar → codec → store⟩

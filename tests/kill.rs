@@ -5,13 +5,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
 use crate::support::archive::{self, Archive, segments_of, sha256};
 use crate::support::chance::Chance;
 use crate::support::cluster::{Cluster, Stop, pg_tool};
+use crate::support::minio::{Minio, s3_env};
+use crate::support::proxy::{Fault, Proxy, Rule};
 use crate::support::seawall::{Running, Seawall};
 use crate::support::{Scratch, rounds, run, wait_for};
 
@@ -338,6 +340,41 @@ fn a_restore_that_was_interrupted_never_starts() {
     }
     println!("{killed} were killed before they ended");
     assert!(killed > 0);
+}
+
+/// The store answers with half of a part, and no more: that is waited for, but not by one who is told to stop.
+#[test]
+fn a_restore_from_a_silent_store_ends_when_it_is_told_to() {
+    let scratch = Scratch::new();
+    let minio = Minio::plain();
+    let bucket = minio.bucket("silent");
+    let proxy = Proxy::start(minio.port());
+    let env = s3_env(&proxy.endpoint(), &bucket.name());
+    let archive = Archive::of_witness(&scratch, env, bucket);
+    let production = Cluster::builder(&scratch, "production")
+        .archive_command(archive.archive_command())
+        .start();
+    push(&archive, &production, "local").run().ok();
+    proxy.rule(
+        Rule::new(Fault::SilenceAt(1000))
+            .method("GET")
+            .path("/part_"),
+    );
+    let data = scratch.join("copy");
+    let fetch = archive.seawall().arg("backup-fetch").arg(&data);
+    let running = fetch.arg("LATEST").spawn();
+    wait_for(PATIENCE, "a part that is sent by half", || {
+        proxy.requests().iter().any(|r| r.fault.is_some())
+    });
+    let begun = Instant::now();
+    running.signal(Signal::TERM);
+    running.wait(PATIENCE).expect(12, &["SIGTERM"]);
+    assert!(
+        begun.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_does_not_start(&scratch, &data);
 }
 
 fn assert_does_not_start(scratch: &Scratch, data: &Path) {

@@ -15,7 +15,7 @@ use crate::support::minio::{Minio, s3_env};
 use crate::support::proxy::{Fault, Proxy, Request, Rule};
 use crate::support::seawall::{Running, Seawall};
 use crate::support::tmpfs::Tmpfs;
-use crate::support::{Scratch, give_to_postgres, is_root, peak_kib, rounds, run, wait_for};
+use crate::support::{Scratch, give_to_postgres, is_root, peak_kib, rounds, run, unique, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -689,8 +689,21 @@ fn a_gap_is_named_and_accepted_only_by_word() {
     }
     assert!(archive.keys("gaps/").is_empty());
 
-    // Told so, it goes on, and the archive knows what is missing.
-    let running = command().args(["--accept-gap", &restart]).spawn();
+    // Told so, it goes on, and the archive knows what is missing. While that does not answer nothing is accepted.
+    let accept = |receiver: &Receiver, restart: &str| {
+        let away = scratch.join(format!("away-{}", unique()));
+        fs::rename(archive.path(), &away).expect("moved");
+        let command = receiver.command(archive.seawall(), &server);
+        let command = command.env("SEAWALL_RETRY_TIMEOUT", "1s");
+        let running = command.args(["--accept-gap", restart]).spawn();
+        wait_for(PATIENCE, "a receiver that waits for the archive", || {
+            let error = receiver.status()["last_error"].to_string();
+            error.contains("must be asked and told before a gap")
+        });
+        fs::rename(&away, archive.path()).expect("moved back");
+        running
+    };
+    let running = accept(&receiver, &restart);
     let last = write_wal(&server, 1);
     wait_for(PATIENCE, "a segment after the gap", || {
         archive.get(&key(&last)).is_some()
@@ -718,10 +731,9 @@ fn a_gap_is_named_and_accepted_only_by_word() {
     let restart = server.value("select restart_lsn::text from pg_replication_slots");
     let reached = format!("0/{:X}", (number(&last) + 1) << 20);
     let newer = Receiver::new(&scratch, "newer");
-    let newer = || newer.command(archive.seawall(), &server);
-    let refused = newer().run();
+    let refused = newer.command(archive.seawall(), &server).run();
     refused.expect(10, &[&format!("reach up to {reached}"), &restart]);
-    let running = newer().args(["--accept-gap", &restart]).spawn();
+    let running = accept(&newer, &restart);
     wait_for(PATIENCE, "the second mark", || {
         archive.keys("gaps/").len() == 2
     });

@@ -398,7 +398,7 @@ fn timeline_number(text: &str) -> Option<TimelineId> {
 
 /// Restores the backup and says how to go on.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let archive = context.archive(BASE_RETRY)?;
+    let archive = context.archive_until(BASE_RETRY, &context.stop)?;
     check_spool(args)?;
     let backup = match moment(args) {
         Some(moment) => archive.select_for(&args.name, moment)?,

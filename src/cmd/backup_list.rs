@@ -77,7 +77,7 @@ struct Shown {
 
 /// Lists complete backups, oldest first; what is unfinished or unreadable is said on standard error.
 pub fn run(context: &Context, args: &Args) -> Result<()> {
-    let archive = context.archive(BASE_RETRY)?;
+    let archive = context.archive_until(BASE_RETRY, &context.stop)?;
     let backups = match &args.name {
         Some(name) => vec![archive.select(name)?],
         None => all(&archive)?,

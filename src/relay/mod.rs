@@ -226,13 +226,15 @@ fn spool_is_sound(error: &Error) -> bool {
 
 /// In the spool: held by the receiver that writes there.
 const LOCK: &str = "seawall.lock";
+/// Between two tries to take it.
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// One seawall per directory. Who asks `is_running` has the lock for a moment, so it is tried more than once.
 fn lock(directory: &Path, stop: &Stop) -> Result<Lock> {
     let path = directory.join(LOCK);
     for _ in 0..5 {
         match Lock::try_acquire(&path) {
-            Err(e) if e.kind() == Kind::Locked => stop.wait(Duration::from_millis(20)),
+            Err(e) if e.kind() == Kind::Locked => stop.wait(LOCK_PAUSE),
             other => return other,
         };
     }
@@ -518,8 +520,17 @@ mod tests {
         assert!(!is_running(dir.path()).unwrap());
         let asking = std::fs::File::open(dir.path().join(LOCK)).unwrap();
         asking.try_lock_shared().unwrap();
+        let refused = lock(dir.path(), &stop).unwrap_err();
+        assert_eq!(refused.kind(), Kind::Locked, "that is no moment");
+        let (begun, waits) = std::sync::mpsc::channel();
         std::thread::scope(|threads| {
-            let receiver = threads.spawn(|| lock(dir.path(), &stop));
+            let receiver = threads.spawn(|| {
+                let path = dir.path().join(LOCK);
+                begun.send(Lock::try_acquire(&path).is_err()).unwrap();
+                lock(dir.path(), &stop)
+            });
+            assert!(waits.recv().unwrap());
+            std::thread::sleep(LOCK_PAUSE / 2);
             drop(asking);
             let _held = receiver.join().unwrap().unwrap();
             assert!(is_running(dir.path()).unwrap());

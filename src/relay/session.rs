@@ -194,13 +194,17 @@ impl Relay<'_> {
         let contents = resume::read(&self.spool, size)?;
         let restart = self.restart_lsn(conn, stop)?;
         let mut held = self.held(&contents, server, restart, asking)?;
-        if let Some(lsn) = self.options.accept_gap {
-            let known = held.get_or_insert_default();
-            self.accept_gap(lsn, &contents, known, restart, server)?;
-        }
         // Without an archive at all nothing can be there.
         if self.options.upload.is_none() {
             held.get_or_insert_default();
+        }
+        if let Some(lsn) = self.options.accept_gap {
+            // One that does not answer may have what seems to be missing, and it must be told.
+            let known = held.as_mut().ok_or_else(|| {
+                self.needs_archive.store(true, Ordering::Relaxed);
+                gap_needs_archive(lsn)
+            })?;
+            self.accept_gap(lsn, &contents, known, restart, server)?;
         }
         let (path, held) = (&server.path, held.as_ref());
         let found = resume::start_position(&contents, held, path, size, restart, server.flush);
@@ -505,6 +509,14 @@ fn archive_may_have_it(error: Error) -> Error {
             "the archive must be asked whether this is a gap: {}",
             error.message()
         ),
+    )
+    .hint("Wait until the archive can be reached.")
+}
+
+fn gap_needs_archive(lsn: Lsn) -> Error {
+    Error::new(
+        Kind::Transient,
+        format!("the archive must be asked and told before a gap up to {lsn} is accepted"),
     )
     .hint("Wait until the archive can be reached.")
 }

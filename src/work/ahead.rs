@@ -5,11 +5,13 @@ use super::{Handle, background};
 use crate::error::{Error, Kind, Result};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What the thread has read: a buffer, and how much of it counts.
 type Piece = io::Result<(Vec<u8>, usize)>;
 
-/// The near end. Dropped, it waits for the thread, which ends with the read that it is in.
+/// The near end. Dropped, it waits for the thread, which ends with the one read that it is in.
 pub struct Ahead {
     /// `None` when all was given, or an error.
     pieces: Option<Receiver<Piece>>,
@@ -18,6 +20,8 @@ pub struct Ahead {
     piece: (Vec<u8>, usize),
     given: usize,
     failed: bool,
+    /// Raised when nobody wants more.
+    unwanted: Arc<AtomicBool>,
     thread: Option<Handle<()>>,
 }
 
@@ -34,13 +38,16 @@ impl Ahead {
         for _ in 0..buffers {
             back.send(vec![0; bytes]).expect("it has room");
         }
-        let thread = background(name, move || read_ahead(inner, &full, &empty))?;
+        let unwanted = Arc::new(AtomicBool::new(false));
+        let enough = unwanted.clone();
+        let thread = background(name, move || read_ahead(inner, &full, &empty, &enough))?;
         Ok(Ahead {
             pieces: Some(pieces),
             empty: Some(back),
             piece: (Vec::new(), 0),
             given: 0,
             failed: false,
+            unwanted,
             thread: Some(thread),
         })
     }
@@ -94,7 +101,8 @@ impl Read for Ahead {
 
 impl Drop for Ahead {
     fn drop(&mut self) {
-        // Both ends: it waits at one of them.
+        self.unwanted.store(true, Ordering::Relaxed);
+        // Both ends: it may wait at one of them.
         (self.pieces, self.empty) = (None, None);
         if let Some(thread) = self.thread.take() {
             // Nobody wants its bytes any more, so neither how it ended.
@@ -104,9 +112,14 @@ impl Drop for Ahead {
 }
 
 /// Until the end, an error, or nobody wants more.
-fn read_ahead(mut inner: impl Read, full: &Sender<Piece>, empty: &Receiver<Vec<u8>>) {
+fn read_ahead(
+    mut inner: impl Read,
+    full: &Sender<Piece>,
+    empty: &Receiver<Vec<u8>>,
+    enough: &AtomicBool,
+) {
     for mut buffer in empty {
-        let piece = match fill(&mut inner, &mut buffer) {
+        let piece = match fill(&mut inner, &mut buffer, enough) {
             Ok(0) => return,
             other => other.map(|count| (buffer, count)),
         };
@@ -118,9 +131,9 @@ fn read_ahead(mut inner: impl Read, full: &Sender<Piece>, empty: &Receiver<Vec<u
 }
 
 /// As much as there is room for, less only at the end. What came before an error does not count.
-fn fill(inner: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+fn fill(inner: &mut impl Read, buffer: &mut [u8], enough: &AtomicBool) -> io::Result<usize> {
     let mut filled = 0;
-    while filled < buffer.len() {
+    while filled < buffer.len() && !enough.load(Ordering::Relaxed) {
         match inner.read(&mut buffer[filled..]) {
             Ok(0) => break,
             Ok(count) => filled += count,
@@ -196,5 +209,18 @@ mod tests {
             ahead.read_exact(&mut vec![0; wanted]).unwrap();
             drop(ahead);
         }
+        // Or it is in the midst of filling one, which would take for ever.
+        struct Slow(std::sync::mpsc::Sender<()>);
+        impl Read for Slow {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                let _ = self.0.send(());
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                Ok(1)
+            }
+        }
+        let (reads, read) = std::sync::mpsc::channel();
+        let ahead = Ahead::start("ahead", Slow(reads), 2, 1 << 30).unwrap();
+        read.recv().unwrap();
+        drop(ahead);
     }
 }
