@@ -101,9 +101,14 @@ pub const ARCHIVE_ASK_MAX: Duration = Duration::from_secs(5);
 /// that shuts down too.
 pub const AHEAD_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// When what a `wal-push` noted of segments that it archived ahead is of no more use: PostgreSQL asks within seconds, and
-/// after an outage everything may be asked for again.
-pub const LEDGER_AGE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// If its own file took longer than this, nothing is gained by taking others along: their time would be over first.
+pub const AHEAD_OWN_MAX: Duration = Duration::from_secs(2);
+
+/// How many segments are compressed side by side while they wait for their turn to be sent: memory for each.
+pub const AHEAD_JOBS_MAX: usize = 2;
+
+/// How long what a `wal-push` noted of segments that it archived ahead is believed: PostgreSQL asks within seconds.
+pub const LEDGER_AGE_MAX: Duration = Duration::from_secs(3600);
 
 /// How long a request to a store still goes on once it is to be ended: enough to take back a begun upload where the
 /// store answers, and short against the second in which a receiver ends.

@@ -12,7 +12,7 @@ use crate::support::archive::{Archive, unzstd};
 use crate::support::chance::Chance;
 use crate::support::cluster::Cluster;
 use crate::support::minio::{Minio, s3_env};
-use crate::support::proxy::{Fault, Proxy, Rule};
+use crate::support::proxy::{Fault, Proxy, Request, Rule};
 use crate::support::seawall::Seawall;
 use crate::support::wal::{Wal, WalFile};
 use crate::support::{Scratch, rounds, wait_for};
@@ -115,6 +115,14 @@ fn what_waits_is_archived_along_and_asked_for_without_the_network() {
     let names: Vec<_> = puts.iter().map(|(_, name)| name.to_string()).collect();
     let expected = segments().iter().map(|s| format!("{}.zst", s.name));
     assert_eq!(names, expected.collect::<Vec<_>>());
+
+    // What was archived ahead is not looked at again.
+    site.push(&archive, 0)
+        .run()
+        .expect(0, &["archived already"]);
+    let requests = site.proxy.take_requests();
+    let asked = |r: &Request| format!("{}{}", r.path, r.query).contains(&segments()[1].name);
+    assert!(!requests.iter().any(asked), "{requests:?}");
 
     // When it asks for the others, then the network is not needed, again and again;
     site.proxy.refuse();
@@ -276,7 +284,61 @@ fn pushes_killed_at_any_moment_archive_everything() {
     }
 }
 
-/// The real archiver with a backlog, and its timeline's history.
+/// A copy of the cluster on the same host archives into the same place, by mistake: what the first one archived ahead
+/// does not let the second one pass the place where they differ.
+#[test]
+fn a_copy_that_archives_here_too_stops_where_it_differs() {
+    let site = Site::new();
+    let archive = site.archive();
+    let first = site.push(&archive, 0).env("SEAWALL_WAL_AHEAD", "1");
+    first.run().ok();
+    assert_eq!(site.archived(&archive), [0, 1]);
+    for segment in &segments()[1..] {
+        let path = site.data.join("pg_wal").join(&segment.name);
+        fs::write(path, segment.with_other_bytes().bytes).expect("the copy's");
+    }
+    let copy = site.push(&archive, 0).run();
+    copy.expect(
+        0,
+        &[
+            "looking ahead has ended",
+            "archived already with other bytes",
+        ],
+    );
+    assert_eq!(site.archived(&archive), [0, 1]);
+    // A stranger is refused and forgets nothing.
+    for segment in &segments()[1..] {
+        let path = site.data.join("pg_wal").join(&segment.name);
+        fs::write(path, &segment.bytes).expect("the first one's");
+    }
+    site.push(&archive, 1).run().ok();
+    assert_eq!(site.archived(&archive), [0, 1, 2, 3, 4]);
+}
+
+/// Where nothing can be noted, each call would send everything again.
+#[test]
+fn without_a_ledger_nothing_is_taken_along() {
+    let site = Site::new();
+    let archive = site.archive();
+    site.push(&archive, 0)
+        .env("SEAWALL_WAL_AHEAD", "0")
+        .run()
+        .ok();
+    let state = site.scratch.join("state");
+    let state = fs::read_dir(&state).expect("the state directory");
+    for archive in state {
+        site.scratch.file(
+            archive.expect("an entry").path().join("ahead"),
+            "in the way",
+        );
+    }
+    site.push(&archive, 1)
+        .run()
+        .expect(0, &["looking ahead has ended"]);
+    assert_eq!(site.archived(&archive), [0, 1]);
+}
+
+/// The real archiver with a backlog.
 #[test]
 fn matrix_a_backlog_of_the_real_archiver_is_archived_whole() {
     let scratch = Scratch::new();
@@ -305,6 +367,11 @@ fn matrix_a_backlog_of_the_real_archiver_is_archived_whole() {
             .expect("archived");
         assert!(unzstd(&object) == bytes, "{name}");
     }
-    let failed = server.value("select last_archived_wal from pg_stat_archiver");
-    assert_eq!(&failed, names.last().expect("twenty"));
+    let log = server.log();
+    let ahead = log.lines().filter(|line| line.contains(" ahead (")).count();
+    assert!(
+        ahead >= 10,
+        "{ahead} of {} were archived ahead",
+        names.len()
+    );
 }

@@ -60,13 +60,6 @@ impl Context {
         self.archive_in(&options)
     }
 
-    /// The same, of which nothing more is asked once `end` is raised; what is under way comes to its end.
-    pub fn archive_ending(&self, retry_default: Duration, end: &Stop) -> Result<Archive> {
-        let mut options = self.config.store_options(retry_default, &self.stop)?;
-        options.until = Some(end.clone());
-        self.archive_in(&options)
-    }
-
     fn archive_in(&self, options: &store::Options) -> Result<Archive> {
         let state = match self.config.state_dir() {
             Ok(directory) => State::in_directory(directory),

@@ -7,15 +7,15 @@ use crate::archive::identity::Identity;
 use crate::archive::wal::{Expect, Put};
 use crate::disk;
 use crate::error::{Error, Kind, Result};
-use crate::pg::WalName;
+use crate::limits::{AHEAD_OWN_MAX, AHEAD_TIME_MAX, STORE_STOP_GRACE};
 use crate::pg::wal_header::{HEADER_BYTES, SegmentHeader};
+use crate::pg::{Segment, WalName};
 use crate::transfer::{Ahead, Ledger};
-use crate::work::stop::Stop;
 use crate::work::{now, unless_stopped};
 use clap::{Arg, ArgMatches, Command};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What was asked for.
 #[derive(Clone, Debug)]
@@ -67,8 +67,7 @@ pub fn run(context: &Context, args: &Args) -> Result<()> {
 fn push(context: &Context, path: &Path) -> Result<()> {
     let name = name_of(path)?;
     refuse_unfinished(path, name)?;
-    let end = Stop::new();
-    let archive = context.archive_ending(WAL_RETRY, &end)?;
+    let archive = context.archive(WAL_RETRY)?;
     let identity = identity(path, name)?;
     let ledger = Ledger::of(&archive);
     let own = match (name, &identity) {
@@ -86,24 +85,8 @@ fn push(context: &Context, path: &Path) -> Result<()> {
         segment_size: identity.as_ref().map(|cluster| cluster.segment_size),
     };
     let permit = || permit(&archive, identity.as_ref(), name);
-    let put = || archive.put_wal(name, path, expect, permit);
-    let put = match own {
-        Some((segment, cluster)) => {
-            ledger.sweep(segment);
-            let ahead = Ahead {
-                archive: &archive,
-                ledger: &ledger,
-                directory: disk::parent_of(path).to_path_buf(),
-                system_id: cluster.system_id,
-                segment_size: cluster.segment_size,
-                count: context.config.wal_ahead(),
-                threads: context.config.upload_threads(),
-                end,
-            };
-            ahead.along_with(segment, put, &context.stop)?
-        }
-        None => put()?,
-    };
+    let begun = Instant::now();
+    let put = archive.put_wal(name, path, expect, permit)?;
     match put {
         Put::Stored(bytes) => log::info!(
             "archived {name} ({bytes} bytes) in {}",
@@ -111,7 +94,38 @@ fn push(context: &Context, path: &Path) -> Result<()> {
         ),
         Put::AlreadyThere => log::info!("{name} is archived already, with the same bytes"),
     }
+    if let Some((segment, cluster)) = own
+        && begun.elapsed() < AHEAD_OWN_MAX
+    {
+        ledger.sweep(segment, cluster.system_id);
+        let ahead = Ahead {
+            ledger,
+            directory: disk::parent_of(path).to_path_buf(),
+            system_id: cluster.system_id,
+            segment_size: cluster.segment_size,
+            count: context.config.wal_ahead(),
+        };
+        // Not an error of this call: PostgreSQL will ask for them.
+        if let Err(e) = look_ahead(context, ahead, segment) {
+            log::info!("looking ahead has ended: {}", e.one_line());
+        }
+    }
     Ok(())
+}
+
+/// Takes along what waits behind `own`, for as long as PostgreSQL can wait; what will not end by then is left behind.
+fn look_ahead(context: &Context, ahead: Ahead, own: Segment) -> Result<()> {
+    let waiting = ahead.waiting(own)?;
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let end = context.stop.within(AHEAD_TIME_MAX);
+    // Its own connection, which `end` cuts.
+    let archive = context.archive_until(WAL_RETRY, &end)?;
+    let stop = end.clone();
+    unless_stopped("look-ahead", &end, STORE_STOP_GRACE, move || {
+        ahead.push(&archive, waiting, &stop)
+    })
 }
 
 /// Whether the archive takes WAL of this cluster; a new one is begun.

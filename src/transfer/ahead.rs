@@ -1,10 +1,11 @@
-//! Look-ahead of `wal-push`: the segments that wait behind the one PostgreSQL asks for are compressed beside it and
-//! archived after it, so that a backlog costs one start, one connection and no idle processor per segment.
+//! Look-ahead of `wal-push`: once the segment that PostgreSQL asks for is archived, those that wait behind it are archived
+//! in the same call, so that a backlog costs one start and one connection for many of them.
 //!
-//! * A1 The file that was asked for alone decides what the call answers, and nobody else holds it up.
+//! * A1 The file that was asked for alone decides what the call answers: nothing else begins before it is archived.
 //! * A2 Nothing is sent before the segment before it is archived: look-ahead never leaves a hole, so whoever finds one
 //!   may go on believing that it is none of ours.
-//! * A3 `archive_status` is PostgreSQL's: it is read and never written. What was archived ahead is in the `Ledger`.
+//! * A3 `archive_status` is PostgreSQL's: it is read and never written. What was archived ahead is in the `Ledger`, and
+//!   where that cannot be written nothing is archived ahead.
 //! * A4 What fails, or ends early, costs a second push later.
 
 use super::ledger::{Ledger, Seen};
@@ -12,19 +13,17 @@ use crate::archive::Archive;
 use crate::archive::wal::{Expect, Put};
 use crate::disk;
 use crate::error::{Error, Kind, Result};
-use crate::limits::AHEAD_TIME_MAX;
+use crate::limits::AHEAD_JOBS_MAX;
 use crate::pg::{Segment, SegmentSize, SystemId, WalName};
+use crate::work::pool;
 use crate::work::stop::Stop;
-use crate::work::{crew, pool};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use std::path::PathBuf;
 
 /// What waits, and how much of it is taken along.
-pub struct Ahead<'a> {
-    /// Where it goes.
-    pub archive: &'a Archive,
+pub struct Ahead {
     /// Where it is noted.
-    pub ledger: &'a Ledger,
+    pub ledger: Ledger,
     /// `pg_wal`.
     pub directory: PathBuf,
     /// Whose WAL it is.
@@ -33,10 +32,6 @@ pub struct Ahead<'a> {
     pub segment_size: SegmentSize,
     /// How many segments at most.
     pub count: usize,
-    /// How many of them side by side.
-    pub threads: usize,
-    /// Ends the store of `archive` for whatever is under way.
-    pub end: Stop,
 }
 
 /// One segment in the row.
@@ -48,45 +43,10 @@ struct Job {
     after: Sender<()>,
 }
 
-impl Ahead<'_> {
-    /// Does `own`, which archives `segment`, and takes along what waits behind it. Once `own` is done the rest has
-    /// `AHEAD_TIME_MAX` to come to its end, and `stop` ends it at once.
-    pub fn along_with(
-        &self,
-        segment: Segment,
-        own: impl FnOnce() -> Result<Put>,
-        stop: &Stop,
-    ) -> Result<Put> {
-        // What is wrong here is wrong with the file that was asked for, or no concern of this call.
-        let waiting = self.waiting(segment).unwrap_or_default();
-        if waiting.is_empty() {
-            return own();
-        }
-        crew::run(stop, |crew| {
-            let (archived, first) = bounded(1);
-            let over = stop.child();
-            let (stop, ended) = (crew.stop().clone(), over.clone());
-            crew.spawn("ahead", move || {
-                // Not an error of this call: PostgreSQL will ask for it.
-                if let Err(e) = self.follow(waiting, first, &stop)
-                    && !stop.is_set()
-                {
-                    log::info!("looking ahead has ended: {}", e.one_line());
-                }
-                ended.set();
-                Ok(())
-            })?;
-            let put = own()?;
-            let _ = archived.send(());
-            over.wait(AHEAD_TIME_MAX);
-            self.end.set();
-            Ok(put)
-        })
-    }
-
+impl Ahead {
     /// The segments behind `own` that PostgreSQL says are finished, up to the first that is not, but for those that were
-    /// archived ahead before.
-    fn waiting(&self, own: Segment) -> Result<Vec<Segment>> {
+    /// archived ahead before; none where nothing can be noted.
+    pub fn waiting(&self, own: Segment) -> Result<Vec<Segment>> {
         let notes = self.directory.join("archive_status");
         let (mut waiting, mut segment) = (Vec::new(), own);
         for _ in 0..self.count {
@@ -94,20 +54,28 @@ impl Ahead<'_> {
             if disk::stat(&notes.join(format!("{segment}.ready")))?.is_none() {
                 break;
             }
-            if !self.ledger.mentions(segment) {
+            let path = self.directory.join(segment.to_string());
+            // An entry for another file says that somebody else archives here: the archive must be asked.
+            if !self.ledger.vouches_for(segment, &path, self.system_id)? {
                 waiting.push(segment);
             }
+        }
+        if !waiting.is_empty() {
+            self.ledger.prepare()?;
         }
         Ok(waiting)
     }
 
-    fn follow(&self, waiting: Vec<Segment>, first: Receiver<()>, stop: &Stop) -> Result<()> {
+    /// Archives them in order, a few side by side up to the moment when they are sent.
+    pub fn push(&self, archive: &Archive, waiting: Vec<Segment>, stop: &Stop) -> Result<()> {
         pool::run(
             "ahead",
-            self.threads,
+            waiting.len().min(AHEAD_JOBS_MAX),
             stop,
             |submit| {
-                let mut before = first;
+                let (archived, mut before) = bounded(1);
+                // The one that was asked for.
+                let _ = archived.send(());
                 for segment in waiting {
                     let (after, next) = bounded(1);
                     submit(Job {
@@ -118,11 +86,11 @@ impl Ahead<'_> {
                 }
                 Ok(())
             },
-            |_, job| self.push(job),
+            |_, job| self.one(archive, job),
         )
     }
 
-    fn push(&self, job: Job) -> Result<()> {
+    fn one(&self, archive: &Archive, job: Job) -> Result<()> {
         let Job {
             segment,
             before,
@@ -139,16 +107,12 @@ impl Ahead<'_> {
                 Error::new(Kind::Interrupted, "the segment before it was not archived")
             })
         };
-        let name = WalName::Segment(segment);
-        let put = self.archive.put_wal(name, &path, expect, in_turn)?;
-        self.ledger.note(segment, self.system_id, seen);
-        log::info!(
-            "archived {segment} ahead{}",
-            match put {
-                Put::Stored(bytes) => format!(" ({bytes} bytes)"),
-                Put::AlreadyThere => ": it was there already".to_string(),
-            }
-        );
+        let put = archive.put_wal(WalName::Segment(segment), &path, expect, in_turn)?;
+        self.ledger.note(segment, self.system_id, seen)?;
+        match put {
+            Put::Stored(bytes) => log::info!("archived {segment} ahead ({bytes} bytes)"),
+            Put::AlreadyThere => log::info!("{segment} is archived already, with the same bytes"),
+        }
         // Nobody may be behind it.
         let _ = after.send(());
         Ok(())

@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 /// Below the state directory of an archive.
 const DIRECTORY: &str = "ahead";
 const FORMAT: u32 = 1;
+/// More than an entry.
+const PROBE_BYTES: usize = 4096;
 
 /// The entries for one archive.
 #[derive(Clone, Debug)]
@@ -90,6 +92,9 @@ impl Ledger {
         let Some(entry) = self.read(segment) else {
             return Ok(false);
         };
+        if !self.is_fresh(segment)? {
+            return Ok(false);
+        }
         let now = Entry {
             format: FORMAT,
             archive: self.archive.clone(),
@@ -99,16 +104,22 @@ impl Ledger {
         Ok(entry == now)
     }
 
-    /// Whether there is an entry, good or bad.
-    pub fn mentions(&self, segment: Segment) -> bool {
-        self.path(segment)
-            .is_some_and(|path| disk::stat(&path).is_ok_and(|found| found.is_some()))
+    /// Sees whether entries can be written.
+    pub fn prepare(&self) -> Result<()> {
+        let directory = self.directory.as_ref().ok_or_else(|| {
+            Error::new(Kind::Missing, "there is no state directory to note them in")
+        })?;
+        disk::create_dirs(directory, 0o700)?;
+        let probe = directory.join(format!("probe-{}", std::process::id()));
+        let written = durable::replace_unsynced(&probe, &[0; PROBE_BYTES]);
+        disk::remove_file(&probe)?;
+        written
     }
 
-    /// Remembers a segment that the store has acknowledged. What fails is a second upload later, and no error.
-    pub fn note(&self, segment: Segment, system_id: SystemId, file: Seen) {
+    /// Remembers a segment that the store has acknowledged.
+    pub fn note(&self, segment: Segment, system_id: SystemId, file: Seen) -> Result<()> {
         let Some(path) = self.path(segment) else {
-            return;
+            return Ok(());
         };
         let entry = Entry {
             format: FORMAT,
@@ -117,24 +128,20 @@ impl Ledger {
             file,
         };
         let bytes = serde_json::to_vec(&entry).expect("numbers and strings");
-        let written = disk::create_dirs(disk::parent_of(&path), 0o700)
-            .and_then(|()| durable::replace_unsynced(&path, &bytes));
-        if let Err(e) = written {
-            log::debug!("could not remember {segment}: {}", e.one_line());
-        }
+        durable::replace_unsynced(&path, &bytes)
     }
 
-    /// Removes what nobody will ask for any more: entries of `present` and of what lies before it on its timeline, and
-    /// old ones of any. Files that are no entries are left alone.
-    pub fn sweep(&self, present: Segment) {
-        if let Err(e) = self.try_sweep(present)
+    /// Removes what nobody will ask for any more: entries of this cluster for `present` and what lies before it on its
+    /// timeline, and old ones of any. Files that are no entries are left alone.
+    pub fn sweep(&self, present: Segment, system_id: SystemId) {
+        if let Err(e) = self.try_sweep(present, system_id)
             && e.kind() != Kind::Missing
         {
             log::debug!("could not clean the ledger: {}", e.one_line());
         }
     }
 
-    fn try_sweep(&self, present: Segment) -> Result<()> {
+    fn try_sweep(&self, present: Segment, system_id: SystemId) -> Result<()> {
         let Some(directory) = &self.directory else {
             return Ok(());
         };
@@ -150,17 +157,26 @@ impl Ledger {
             let Some(segment) = name.to_str().and_then(Segment::parse) else {
                 continue;
             };
-            let path = directory.join(&name);
             let passed = segment.timeline == present.timeline && segment <= present;
-            let Some(found) = disk::stat(&path)? else {
-                continue;
+            let ours = || {
+                self.read(segment)
+                    .is_some_and(|entry| entry.system_identifier == system_id)
             };
-            let age = now().0.saturating_sub(found.modified.0);
-            if passed || age > LEDGER_AGE_MAX.as_micros() as i64 {
-                disk::remove_file(&path)?;
+            if !self.is_fresh(segment)? || (passed && ours()) {
+                disk::remove_file(&directory.join(&name))?;
             }
         }
         Ok(())
+    }
+
+    /// Whether there is an entry that is not too old to be believed.
+    fn is_fresh(&self, segment: Segment) -> Result<bool> {
+        let Some(path) = self.path(segment) else {
+            return Ok(false);
+        };
+        let age = |found: disk::Stat| now().0.saturating_sub(found.modified.0);
+        let found = disk::stat(&path)?;
+        Ok(found.is_some_and(|found| age(found) <= LEDGER_AGE_MAX.as_micros() as i64))
     }
 
     /// What cannot be read counts for nothing.
@@ -205,9 +221,9 @@ mod tests {
         std::fs::write(&path, "bytes").unwrap();
         tree::set_modified(&path, Timestamp(5)).unwrap();
         assert!(!vouches(&ours, first, CLUSTER).unwrap());
-        ours.note(first, CLUSTER, Seen::of(&path).unwrap());
+        ours.prepare().unwrap();
+        ours.note(first, CLUSTER, Seen::of(&path).unwrap()).unwrap();
         assert!(vouches(&ours, first, CLUSTER).unwrap());
-        assert!(ours.mentions(first) && !ours.mentions(segment(1, 6)));
         assert!(!vouches(&ours, first, SystemId(8)).unwrap());
         assert!(!vouches(&ours, segment(2, 5), CLUSTER).unwrap());
         let other = ledger(dir.path(), "s3://a/c");
@@ -235,7 +251,8 @@ mod tests {
         let path = dir.path().join("f");
         std::fs::write(&path, "bytes").unwrap();
         let seen = Seen::of(&path).unwrap();
-        ours.note(segment(1, 5), CLUSTER, seen);
+        ours.prepare().unwrap();
+        ours.note(segment(1, 5), CLUSTER, seen).unwrap();
         let entry = ours.path(segment(1, 5)).unwrap();
         let whole = std::fs::read(&entry).unwrap();
         for length in 0..whole.len() {
@@ -246,27 +263,42 @@ mod tests {
             directory: None,
             archive: String::new(),
         };
-        nowhere.note(segment(1, 5), CLUSTER, seen);
-        nowhere.sweep(segment(1, 5));
-        assert!(!nowhere.mentions(segment(1, 5)));
+        assert!(nowhere.prepare().is_err());
+        nowhere.sweep(segment(1, 5), CLUSTER);
+        // Nothing can be noted where a file is in the way.
+        let blocked = ledger(&path, "s3://a/b");
+        assert!(blocked.prepare().is_err());
+        assert!(blocked.note(segment(1, 5), CLUSTER, seen).is_err());
     }
 
     #[test]
     fn what_was_passed_and_what_is_old_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let ours = ledger(dir.path(), "s3://a/b");
-        ours.sweep(segment(1, 1));
+        ours.sweep(segment(1, 1), CLUSTER);
+        ours.prepare().unwrap();
         let path = dir.path().join("f");
         std::fs::write(&path, "bytes").unwrap();
         let seen = Seen::of(&path).unwrap();
         let all = [(1, 4), (1, 5), (1, 6), (2, 3), (2, 9)].map(|(t, n)| segment(t, n));
-        all.iter().for_each(|s| ours.note(*s, CLUSTER, seen));
+        for (segment, cluster) in all
+            .iter()
+            .map(|s| (*s, CLUSTER))
+            .chain([(segment(1, 3), SystemId(8))])
+        {
+            ours.note(segment, cluster, seen).unwrap();
+        }
         let foreign = ours.directory.as_ref().unwrap().join("notes.txt");
         std::fs::write(&foreign, "").unwrap();
         tree::set_modified(&ours.path(segment(2, 9)).unwrap(), Timestamp(0)).unwrap();
-        ours.sweep(segment(1, 5));
-        let left: Vec<bool> = all.iter().map(|s| ours.mentions(*s)).collect();
+        assert!(
+            !ours.vouches_for(segment(2, 9), &path, CLUSTER).unwrap(),
+            "old"
+        );
+        ours.sweep(segment(1, 5), CLUSTER);
+        let left: Vec<bool> = all.iter().map(|s| ours.read(*s).is_some()).collect();
         assert_eq!(left, [false, false, true, true, false]);
+        assert!(ours.read(segment(1, 3)).is_some(), "another cluster's");
         assert!(foreign.exists());
     }
 }
