@@ -29,6 +29,8 @@ use crate::support::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Of all that the writers wrote in a series of full length.
+const RECOVERY: Duration = Duration::from_secs(600);
 const WRITERS: usize = 8;
 /// Commits that show that all goes on.
 const SOME: usize = 20;
@@ -153,7 +155,7 @@ impl<'a> Site<'a> {
             .ok();
         let mut copy = Cluster::builder(self.scratch, &name).on(&data);
         copy.try_start()?;
-        wait_for(PATIENCE, "the end of recovery", || {
+        wait_for(RECOVERY, "the end of recovery", || {
             is_open(&copy) || copy.has_ended()
         });
         match copy.has_ended() {

@@ -77,12 +77,16 @@ struct Shown<'a> {
 
 /// Prints it.
 pub fn run(_context: &Context, args: &Args) -> Result<()> {
-    let document = Document::read(&args.file)?;
+    let mut document = Document::read(&args.file)?;
     let updated: Timestamp = document.updated.parse()?;
     let age = Duration::from_micros(u64::try_from(now().0 - updated.0).unwrap_or(0));
     // A spool that is not to be seen from here does not tell: then the age alone does.
     let alive = relay::is_running(Path::new(&document.spool.directory)).unwrap_or(true);
     let running = document.state != "stopped" && alive && age < STALE;
+    if args.json && !running && document.state != "stopped" {
+        // A monitor that looks at this alone must not take the last word of a dead one for the present.
+        document.state = "not running".to_string();
+    }
     match args.json {
         true => print_json(&Shown {
             running,

@@ -142,7 +142,8 @@ pub fn command() -> Command {
             .help("Receive no more while the spool is larger than this, as in 50G")
             .long_help(
                 "Receive no more while the spool is larger than this, as in 50G, because the archive is down:\n\
-                 then the slot keeps the WAL on the server. Default is what the file system has.",
+                 then the slot keeps the WAL on the server. What stays there anyway (.partial) does not count. Default\n\
+                 is what the file system has.",
             ),
         value("accept-gap", "LSN")
             .help("Go on at this position although WAL before it is lost")

@@ -402,7 +402,7 @@ impl Relay<'_> {
             stop: stop.clone(),
             given_up: Stop::new(),
         };
-        let room = |segment| self.has_room(segment);
+        let room = |segment| self.has_room(segment, segment_size);
         crew::run(stop, |crew| {
             let (rules, progress) = (&rules, &self.progress);
             let writer = Writer {
@@ -435,13 +435,15 @@ impl Relay<'_> {
         })
     }
 
-    /// Whether there may be a file of this segment: there is one, or the spool may become larger by it.
-    fn has_room(&self, segment: Segment) -> bool {
+    /// Whether there may be a file of this segment: there is one, or the spool may become larger by it. What stays anyway
+    /// does not count: nothing would ever make room for it.
+    fn has_room(&self, segment: Segment, size: SegmentSize) -> bool {
         let Some(most) = self.options.spool_bytes_max else {
             return true;
         };
         // What cannot be counted is not too much.
-        self.spool_status().bytes < most || owner::has_begun(&self.spool, segment)
+        let is_full = owner::usage(&self.spool, size).is_ok_and(|used| used.passing >= most);
+        !is_full || owner::has_begun(&self.spool, segment)
     }
 }
 

@@ -13,6 +13,9 @@ use std::io;
 pub struct Usage {
     /// Bytes of all segment files.
     pub bytes: u64,
+    /// Of those that uploading will remove: a `.partial` stays when its timeline was left, or when somebody else has
+    /// archived the whole segment.
+    pub passing: u64,
     /// Whole segments that the archive has not acknowledged.
     pub waiting: u64,
 }
@@ -88,9 +91,11 @@ pub fn has_begun<F: Fs>(fs: &F, segment: Segment) -> bool {
 /// Counts.
 pub fn usage<F: Fs>(fs: &F, size: SegmentSize) -> Result<Usage> {
     let contents = look(fs)?;
-    let files = contents.whole.len() + contents.partial.len() + contents.unfinished.len();
+    let passing = contents.whole.len() + contents.unfinished.len();
+    let files = passing + contents.partial.len();
     Ok(Usage {
         bytes: files as u64 * size.bytes(),
+        passing: passing as u64 * size.bytes(),
         waiting: contents.whole.difference(&contents.done).count() as u64,
     })
 }
@@ -148,5 +153,6 @@ mod tests {
         std::fs::write(dir.path().join("000000010000000000000000.done"), "").unwrap();
         let used = usage(&fs, size).unwrap();
         assert_eq!((used.bytes, used.waiting), (4 * MIB, 1));
+        assert_eq!(used.passing, 2 * MIB, "two are .partial");
     }
 }
