@@ -441,9 +441,16 @@ impl Relay<'_> {
         let Some(most) = self.options.spool_bytes_max else {
             return true;
         };
+        // The one before it may not have its final name yet.
+        let previous = segment
+            .number(size)
+            .map(|n| SegmentNo(n.0.saturating_sub(1)));
+        let previous = previous.map(|number| Segment::new(segment.timeline, number, size));
+        let writing = previous.is_ok_and(|before| owner::has_begun(&self.spool, before));
+        let writing = u64::from(writing) * size.bytes();
         // What cannot be counted is not too much.
-        let is_full = owner::usage(&self.spool, size).is_ok_and(|used| used.passing >= most);
-        !is_full || owner::has_begun(&self.spool, segment)
+        let used = owner::usage(&self.spool, size).map_or(0, |used| used.passing + writing);
+        used < most || owner::has_begun(&self.spool, segment)
     }
 }
 
