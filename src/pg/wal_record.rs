@@ -8,7 +8,9 @@
 use super::{Lsn, SegmentSize, TimelineId};
 use crate::error::{Error, Kind, Result};
 
-const HEADER_BYTES: usize = 24;
+pub(super) const HEADER_BYTES: usize = 24;
+/// Where the header has the CRC-32C: of the body, and of the header up to here.
+pub(super) const CRC_AT: usize = 20;
 /// Before the main data: that it is short (`XLR_BLOCK_ID_DATA_SHORT`), and its length.
 const DATA_HEADER_BYTES: usize = 2;
 const DATA_SHORT: u8 = 255;
@@ -92,13 +94,10 @@ impl Record {
         let Some(bytes) = without_page_headers(at, wal, total, layout) else {
             return Ok(None);
         };
-        let crc = crc32c::crc32c_append(
-            crc32c::crc32c(&bytes[HEADER_BYTES..]),
-            &bytes[..HEADER_BYTES - 4],
-        );
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[HEADER_BYTES..]), &bytes[..CRC_AT]);
         let (what, data) = bytes[HEADER_BYTES..].split_at(DATA_HEADER_BYTES);
         let plain = u8::try_from(data.len()).is_ok_and(|length| what == [DATA_SHORT, length]);
-        if crc != u32_at(&bytes, 20) || !plain {
+        if crc != u32_at(&bytes, CRC_AT) || !plain {
             return Err(none_at(at));
         }
         Ok(Some(Record {
@@ -148,7 +147,7 @@ fn none_at(at: Lsn) -> Error {
     Error::new(Kind::Corrupt, format!("there is no such record at {at}"))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let four = bytes[at..at + 4].try_into().expect("four bytes");
     u32::from_le_bytes(four)
 }

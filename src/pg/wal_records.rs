@@ -5,11 +5,8 @@
 //! first page continues from the segment before is passed over.
 
 use super::Lsn;
-use super::wal_record::Layout;
+use super::wal_record::{CRC_AT, HEADER_BYTES, Layout, u32_at};
 
-const HEADER_BYTES: usize = 24;
-/// In the record's header: what the CRC is of, beside the body; then the CRC.
-const CRC_AT: usize = 20;
 /// In the segment's first header: how many bytes of a record go on behind it.
 const REST_AT: u64 = 16;
 const ALIGNMENT: u64 = 8;
@@ -144,11 +141,6 @@ impl Records {
             unfinished => self.state = unfinished,
         }
     }
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let four = bytes[at..at + 4].try_into().expect("four bytes");
-    u32::from_le_bytes(four)
 }
 
 #[cfg(test)]
