@@ -20,8 +20,8 @@ use crate::limits;
 use crate::pg::control::ControlFile;
 use crate::pg::version::ServerVersion;
 use crate::store::Key;
-use crate::work::ahead::Ahead;
 use crate::work::pool;
+use crate::work::read_ahead::ReadAhead;
 use crate::work::stop::Stop;
 use crate::work::thread_name;
 use std::io::{BufReader, Read};
@@ -179,7 +179,7 @@ impl Restore<'_> {
         let stored = StoredObject::open(self.archive, object)?;
         // Decoding and writing take turns on no thread: the disk would wait for the one, the processor for the other.
         let name = format!("{}-ahead", thread_name());
-        let reader = Ahead::start(&name, stored, DECODED_AHEAD, limits::COPY_BUFFER_BYTES)?;
+        let reader = ReadAhead::start(&name, stored, DECODED_AHEAD, limits::COPY_BUFFER_BYTES)?;
         let mut archive = tar::Reader::new(reader);
         let mut buffer = vec![0; limits::COPY_BUFFER_BYTES];
         while let Some(header) = archive.next_member()? {

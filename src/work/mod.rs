@@ -1,14 +1,15 @@
-//! Threads, signals and the clock: the only door to the first two. `stop` ends work in good order, `crew` joins named threads and finds
-//! the first error, `pool` gives equal jobs to workers, `ahead` reads on a thread of its own, `rate` slows them down, `watermark` tells how far one has come.
+//! Threads, signals and the clock: the only door to the first two. `stop` ends work in good order, `crew` joins named
+//! threads and finds the first error, `pool` gives equal jobs to workers, `read_ahead` reads on a thread of its own,
+//! `rate` slows them down, `watermark` tells how far one has come.
 //!
 //! Nothing here is detached and forgotten: who starts a thread joins it. Two exceptions: the thread that listens for
 //! signals lives as long as the process, and the job of `unless_stopped` may wait for a silent store when it is time
 //! to end.
 
-pub mod ahead;
 pub mod crew;
 pub mod pool;
 pub mod rate;
+pub mod read_ahead;
 pub mod stop;
 pub mod watermark;
 

@@ -1,4 +1,4 @@
-//! Ahead: a reader that a thread of its own reads, a few buffers ahead of who wants the bytes. Fetching and decoding go
+//! Read-ahead: a reader that a thread of its own reads, a few buffers ahead of who wants the bytes. Fetching and decoding go
 //! on while the other side writes to its disk.
 
 use super::{Handle, background};
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 type Piece = io::Result<(Vec<u8>, usize)>;
 
 /// The near end. Dropped, it waits for the thread, which ends with the one read that it is in.
-pub struct Ahead {
+pub struct ReadAhead {
     /// `None` when all was given, or an error.
     pieces: Option<Receiver<Piece>>,
     /// Emptied buffers go back.
@@ -25,14 +25,14 @@ pub struct Ahead {
     thread: Option<Handle<()>>,
 }
 
-impl Ahead {
+impl ReadAhead {
     /// Reads `inner` on thread `name`, up to `buffers` times `bytes` ahead.
     pub fn start(
         name: &str,
         inner: impl Read + Send + 'static,
         buffers: usize,
         bytes: usize,
-    ) -> Result<Ahead> {
+    ) -> Result<ReadAhead> {
         let (full, pieces) = bounded(buffers);
         let (back, empty) = bounded(buffers);
         for _ in 0..buffers {
@@ -41,7 +41,7 @@ impl Ahead {
         let unwanted = Arc::new(AtomicBool::new(false));
         let enough = unwanted.clone();
         let thread = background(name, move || read_ahead(inner, &full, &empty, &enough))?;
-        Ok(Ahead {
+        Ok(ReadAhead {
             pieces: Some(pieces),
             empty: Some(back),
             piece: (Vec::new(), 0),
@@ -86,7 +86,7 @@ impl Ahead {
     }
 }
 
-impl Read for Ahead {
+impl Read for ReadAhead {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if buffer.is_empty() || (self.given == self.piece.1 && !self.next()?) {
             return Ok(0);
@@ -99,7 +99,7 @@ impl Read for Ahead {
     }
 }
 
-impl Drop for Ahead {
+impl Drop for ReadAhead {
     fn drop(&mut self) {
         self.unwanted.store(true, Ordering::Relaxed);
         // Both ends: it may wait at one of them.
@@ -169,9 +169,9 @@ mod tests {
         }
     }
 
-    fn ahead(count: usize, end: fn() -> io::Result<usize>) -> Ahead {
+    fn ahead(count: usize, end: fn() -> io::Result<usize>) -> ReadAhead {
         let bytes = (0..count).map(|n| n as u8).collect();
-        Ahead::start("ahead", Script { bytes, at: 0, end }, 2, 16).unwrap()
+        ReadAhead::start("ahead", Script { bytes, at: 0, end }, 2, 16).unwrap()
     }
 
     #[test]
@@ -219,7 +219,7 @@ mod tests {
             }
         }
         let (reads, read) = std::sync::mpsc::channel();
-        let ahead = Ahead::start("ahead", Slow(reads), 2, 1 << 30).unwrap();
+        let ahead = ReadAhead::start("ahead", Slow(reads), 2, 1 << 30).unwrap();
         read.recv().unwrap();
         drop(ahead);
     }
