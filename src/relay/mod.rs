@@ -226,19 +226,24 @@ fn spool_is_sound(error: &Error) -> bool {
 
 /// In the spool: held by the receiver that writes there.
 const LOCK: &str = "seawall.lock";
-/// Between two tries to take it.
+/// How often it is tried, and the pause between two tries.
+const LOCK_TRIES: u32 = 6;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// One seawall per directory. Who asks `is_running` has the lock for a moment, so it is tried more than once.
 fn lock(directory: &Path, stop: &Stop) -> Result<Lock> {
     let path = directory.join(LOCK);
-    for _ in 0..5 {
-        match Lock::try_acquire(&path) {
+    taken_patiently(stop, || Lock::try_acquire(&path))
+}
+
+fn taken_patiently<T>(stop: &Stop, mut take: impl FnMut() -> Result<T>) -> Result<T> {
+    for _ in 1..LOCK_TRIES {
+        match take() {
             Err(e) if e.kind() == Kind::Locked => stop.wait(LOCK_PAUSE),
             other => return other,
         };
     }
-    Lock::try_acquire(&path)
+    take()
 }
 
 /// Whether a receiver writes into this spool now.
@@ -522,19 +527,22 @@ mod tests {
         asking.try_lock_shared().unwrap();
         let refused = lock(dir.path(), &stop).unwrap_err();
         assert_eq!(refused.kind(), Kind::Locked, "that is no moment");
-        let (begun, waits) = std::sync::mpsc::channel();
-        std::thread::scope(|threads| {
-            let receiver = threads.spawn(|| {
-                let path = dir.path().join(LOCK);
-                begun.send(Lock::try_acquire(&path).is_err()).unwrap();
-                lock(dir.path(), &stop)
+        drop(asking);
+        let _held = lock(dir.path(), &stop).unwrap();
+        assert!(is_running(dir.path()).unwrap());
+        // The last try counts, and only a lock that is held is tried again.
+        for (free_at, kind, tries) in [(1, Kind::Locked, 1), (6, Kind::Locked, 6), (7, Kind::Io, 1)]
+        {
+            let mut tried = 0;
+            let taken = taken_patiently(&stop, || {
+                tried += 1;
+                match tried >= free_at {
+                    true => Ok(()),
+                    false => Err(Error::new(kind, "x")),
+                }
             });
-            assert!(waits.recv().unwrap());
-            std::thread::sleep(LOCK_PAUSE / 2);
-            drop(asking);
-            let _held = receiver.join().unwrap().unwrap();
-            assert!(is_running(dir.path()).unwrap());
-        });
+            assert_eq!((taken.is_ok(), tried), (free_at <= 6, tries), "{free_at}");
+        }
     }
 
     #[test]
