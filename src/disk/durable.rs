@@ -154,7 +154,7 @@ impl<F: Fs> Drop for NewFile<F> {
 }
 
 /// Replaces a small file in one step, so that no reader ever sees half of it. Nothing is synced: after power loss it may
-/// be empty, so this is only for what a living process tells of itself.
+/// be empty, so this is only for what a living process tells of itself, and for what may be lost.
 pub fn replace_unsynced(dest: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = NewFile::create(dest, 0o644)?;
     file.write_all_at(0, bytes)?;

@@ -7,7 +7,7 @@
 use crate::archive::Archive;
 use crate::codec::digest::Crc32c;
 use crate::disk;
-use crate::disk::durable::{self, is_temp_name};
+use crate::disk::durable::{self, NewFile, is_temp_name};
 use crate::disk::os::OsDir;
 use crate::error::{Error, Kind, Result};
 use crate::limits::{COPY_BUFFER_BYTES, LEDGER_AGE_MAX};
@@ -110,10 +110,8 @@ impl Ledger {
             Error::new(Kind::Missing, "there is no state directory to note them in")
         })?;
         disk::create_dirs(directory, 0o700)?;
-        let probe = directory.join(format!("probe-{}", std::process::id()));
-        let written = durable::replace_unsynced(&probe, &[0; PROBE_BYTES]);
-        disk::remove_file(&probe)?;
-        written
+        // It never gets its name, and goes by itself.
+        NewFile::create(&directory.join("probe"), 0o600)?.write_all_at(0, &[0; PROBE_BYTES])
     }
 
     /// Remembers a segment that the store has acknowledged.
@@ -222,6 +220,8 @@ mod tests {
         tree::set_modified(&path, Timestamp(5)).unwrap();
         assert!(!vouches(&ours, first, CLUSTER).unwrap());
         ours.prepare().unwrap();
+        let left = std::fs::read_dir(dir.path().join(DIRECTORY)).unwrap();
+        assert_eq!(left.count(), 0, "no probe stays");
         ours.note(first, CLUSTER, Seen::of(&path).unwrap()).unwrap();
         assert!(vouches(&ours, first, CLUSTER).unwrap());
         assert!(!vouches(&ours, first, SystemId(8)).unwrap());
