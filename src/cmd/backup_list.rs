@@ -33,7 +33,11 @@ pub fn command() -> Command {
             Arg::new("detail")
                 .long("detail")
                 .action(ArgAction::SetTrue)
-                .help("Show what the sentinels tell: LSNs, sizes, times, host, label"),
+                .help("Show what the sentinels tell: LSNs, sizes, times, host, label")
+                .long_help(
+                    "Show what the sentinels tell: LSNs, sizes, times, host, label. JSON has that anyway; of one backup,\n\
+                     by name or LATEST, it then has the whole sentinel too.",
+                ),
         )
         .arg(
             Arg::new("json")
