@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 
@@ -362,18 +362,15 @@ fn a_restore_from_a_silent_store_ends_when_it_is_told_to() {
     );
     let data = scratch.join("copy");
     let fetch = archive.seawall().arg("backup-fetch").arg(&data);
-    let running = fetch.arg("LATEST").spawn();
+    let running = fetch
+        .arg("LATEST")
+        .env("SEAWALL_REQUEST_TIMEOUT", "1h")
+        .spawn();
     wait_for(PATIENCE, "a part that is sent by half", || {
         proxy.requests().iter().any(|r| r.fault.is_some())
     });
-    let begun = Instant::now();
     running.signal(Signal::TERM);
     running.wait(PATIENCE).expect(12, &["SIGTERM"]);
-    assert!(
-        begun.elapsed() < Duration::from_secs(10),
-        "{:?}",
-        begun.elapsed()
-    );
     assert_does_not_start(&scratch, &data);
 }
 
